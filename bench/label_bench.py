@@ -1,9 +1,10 @@
 """Labelling speed of rmkit beside plain transformers, one sequence at a time (HALOs' way) and in padded batches.
 
 K completions of each prompt, in two shapes: prompts of 512 tokens with responses lognormal around 256, and prompts of
-1024 with responses around 128. All paths score the same texts with the same weights in one process, in turn (A B C,
-A B C, ..), so that a drift of the machine's speed meets all of them; each does everything from text to score. Scores
-that do not agree with those of one at a time are not timed.
+1024 with responses around 128. All paths score the same texts with the same weights, each in a process of its own, as
+a user would run it (rmkit also tells the allocator to keep what was freed, which would help the others beside it); they
+take turns (A B C, A B C, ..) while the others sleep, so that a drift of the machine's speed meets all of them; each
+does everything from text to score. Scores that do not agree with those of one at a time are not timed.
 
     python bench/label_bench.py                     # the 13M Llama, both shapes
     python bench/label_bench.py --prompts 2 --rounds 1 --scale 0.1    # a quick look
@@ -14,12 +15,14 @@ prompt can save. Writes bench/results/label_bench.json.
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,7 +43,8 @@ from rmkit.scorer import load_scorer
 
 SHAPES = {"prompt 512, response 256": (512, 256), "prompt 1024, response 128": (1024, 128)}
 BASE = "one at a time"
-PATHS = (BASE, "padded 8", "padded 32", "rmkit fp32", "rmkit bf16")
+PLAIN_BF16 = "one at a time bf16"
+PATHS = (BASE, PLAIN_BF16, "padded 8", "padded 32", "rmkit fp32", "rmkit bf16")
 SPREAD = 0.5
 """Sigma of the lognormal response lengths."""
 TOLERANCE = 1e-4
@@ -118,39 +122,56 @@ def rmkit_path(folder: Path, precision: str, max_tokens: int, device: torch.devi
     return score
 
 
-def timed(path: Callable[[list], np.ndarray], turns: list, device: torch.device) -> float:
-    """Seconds of one round."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    path(turns)
-    return time.perf_counter() - start
+def serve(name: str, folder: Path, max_tokens: int, pipe: Connection) -> None:
+    """One path in this process: for each list of conversations that comes, its scores and the seconds they took."""
+    transformers_logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("rmkit"):
+        path = rmkit_path(folder, name.removeprefix("rmkit "), max_tokens, device)
+    else:
+        batch = int(name.removeprefix("padded ")) if name.startswith("padded") else 1
+        path = transformers_path(folder, batch, device, bf16=name == PLAIN_BF16)
+    while (turns := pipe.recv()) is not None:
+        start = time.perf_counter()
+        scores = path(turns)  # comes to the host, so a device has ended by then
+        pipe.send((scores, time.perf_counter() - start))
 
 
-def measure(
-    paths: dict[str, Callable],
-    plain_bf16: Callable,
-    turns: list,
-    rounds: int,
-    device: torch.device,
-    console: Console,
-) -> dict:
+def start(name: str, folder: Path, max_tokens: int) -> Callable[[list | None], tuple[np.ndarray, float]]:
+    """A process that serves a path; what is returned asks it, and ends it when given None."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(name, folder, max_tokens, theirs), daemon=True)
+    process.start()
+    theirs.close()
+
+    def ask(turns: list | None) -> tuple[np.ndarray, float]:
+        ours.send(turns)
+        if turns is None:
+            process.join()
+            return np.empty(0), 0.0
+        return ours.recv()
+
+    return ask
+
+
+def measure(paths: dict[str, Callable], turns: list, rounds: int, console: Console) -> dict:
     """Agreement of the scores first, which warms each path up too; then completions per second, round by round."""
     scores = {}
-    for name, path in paths.items():
+    for name, ask in paths.items():
         console.print(f"  {name}: scores", highlight=False)
-        scores[name] = path(turns)
+        scores[name] = ask(turns)[0]
     truth, result = scores[BASE], {}
     largest = np.abs(truth).max()
-    for name, found in scores.items():
-        worst = float(np.abs(found - truth).max() / largest)
-        bound = 2 * np.abs(plain_bf16(turns) - truth).max() / largest if name.endswith("bf16") else TOLERANCE
+    differences = {name: float(np.abs(found - truth).max() / largest) for name, found in scores.items()}
+    for name, worst in differences.items():
+        bound = 2 * differences[PLAIN_BF16] if name.endswith("bf16") else TOLERANCE
         if not worst <= bound:
             sys.exit(f"{name}: scores differ from {BASE} by {worst:.1e}, more than {bound:.1e}; nothing is timed")
-        result[name] = {"largest_difference": worst, "bound": float(bound), "rounds": []}
+        result[name] = {"largest_difference": worst, "bound": bound, "rounds": []}
     for i in range(rounds):
-        for name, path in paths.items():
-            seconds = timed(path, turns, device)
+        for name, ask in paths.items():
+            seconds = ask(turns)[1]
             result[name]["rounds"].append(len(turns) / seconds)
             console.print(f"  round {i + 1} of {rounds}: {name}, {len(turns) / seconds:.2f}/s", highlight=False)
     return result
@@ -195,25 +216,16 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "label_bench.json")
     arguments = parser.parse_args()
-    names = list(dict.fromkeys([BASE, *arguments.paths]))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transformers_logging.disable_progress_bar()
+    names = list(dict.fromkeys([BASE, PLAIN_BF16, *arguments.paths]))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # the table in a log
+        console = Console(width=160)  # the table in a log
     shapes = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.model or Path(temporary)
         if arguments.model is None:
             save_model(folder)
-        paths: dict[str, Callable] = {}
-        for name in names:
-            if name.startswith("rmkit"):
-                paths[name] = rmkit_path(folder, name.removeprefix("rmkit "), arguments.max_tokens, device)
-            else:
-                batch = 1 if name == BASE else int(name.removeprefix("padded "))
-                paths[name] = transformers_path(folder, batch, device)
-        plain_bf16 = transformers_path(folder, 1, device, bf16=True)
+        paths = {name: start(name, folder, arguments.max_tokens) for name in names}
         for shape, lengths in SHAPES.items():
             console.print(shape, highlight=False)
             prompt, response = (max(1, round(length * arguments.scale)) for length in lengths)
@@ -222,10 +234,13 @@ def main() -> None:
             ids = [np.array(x) for x in encode(tokenizer, [render(tokenizer, t) for t in turns])]
             flat, trie = sum(map(len, ids)), trie_tokens(ids)
             tokens = {"completions": len(turns), "flat": flat, "trie": trie, "ratio": flat / trie}
-            result = measure(paths, plain_bf16, turns, arguments.rounds, device, console)
+            result = measure(paths, turns, arguments.rounds, console)
             summary(result)
             show(shape, tokens, result, console)
             shapes[shape] = {"tokens": tokens, "paths": result}
+        for ask in paths.values():
+            ask(None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result_file = {
         "bench": "label_bench",
         "settings": {key: getattr(arguments, key) for key in ("prompts", "k", "rounds", "scale", "max_tokens")},

@@ -1,8 +1,8 @@
 """Attention over a packed row: one function, registered with transformers, no patched models.
 
 Segment i's queries attend to the keys that `Segments.kv_index` lists for it, causal and aligned bottom-right, so that
-a suffix sees the whole prefix that another sequence stored. Never by merging two calls through their log-sum-exp:
-its gradient is dropped in silence by flash kernels.
+a suffix sees the whole prefix that another sequence stored. In training never by merging two calls through their
+log-sum-exp: its gradient is dropped in silence by flash kernels. (Scoring on a CPU does: rmkit.prefix.)
 
 CUDA in bf16 or fp16: torch.nn.attention.varlen (flash). Softcap (Gemma 2) on CUDA: the flash_attn package where it is
 installed. Everything else, and every CPU: one SDPA call a segment, exact in any dtype.
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from rmkit.packing import Segments
+from rmkit.packing import Ends, Segments
+from rmkit.prefix import attend_shared
 from rmkit_kernels import Kernels, gather_kv, kv_copies
 
 NAME = "rmkit"
@@ -34,12 +35,14 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     segments: Segments | None = None,
+    ends: Ends | None = None,
     kernels: Kernels = "auto",
     **unused,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer: query [1, Hq, T, D], key and value [1, Hkv, T, D].
 
     Returns ([1, T, Hq, D], None). `segments` is handed to the backbone beside input_ids and arrives here as it is.
+    `ends` comes with the last layer only: no more than these rows are computed, the others are zero.
     A sliding window W lets a query see the W newest keys, itself included (transformers' convention).
     Raises ValueError where the call is none that this layout can express exactly.
     """
@@ -53,14 +56,31 @@ def attend(
     if attention_mask is not None or query.shape[0] != 1:
         raise ValueError(f'attention "{NAME}" takes one packed row without a mask, got query {tuple(query.shape)}')
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    tokens = query.shape[2]
+    if ends is not None:
+        query, segments = query.index_select(2, ends.rows), ends.segments
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and (softcap is None or _flash_attn()):
-        return _varlen(query, key, value, segments, scale, sliding_window, softcap, kernels), None
-    return _per_segment(query, key, value, segments, scale, sliding_window, softcap), None
+        out = _varlen(query, key, value, segments, scale, sliding_window, softcap, kernels)
+    elif _prefixes_at_once(query, segments, sliding_window, softcap):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+        out = attend_shared(query, key, value, segments, scale)
+    else:
+        out = _per_segment(query, key, value, segments, scale, sliding_window, softcap)
+    if ends is not None:
+        out = out.new_zeros(1, tokens, *out.shape[2:]).index_copy(1, ends.rows, out)
+    return out, None
 
 
 def register() -> None:
     """Make the function known to transformers as attn_implementation "rmkit"."""
     AttentionInterface.register(NAME, attend)
+
+
+def _prefixes_at_once(query: Tensor, segments: Segments, window: int | None, softcap: float | None) -> bool:
+    """Whether rmkit.prefix can do it: scoring on a CPU, plain softmax over all keys."""
+    plain = softcap is None and (window is None or segments.max_seqlen_k <= window)
+    return plain and query.device.type == "cpu" and segments.kv_index is not None and not torch.is_grad_enabled()
 
 
 def _per_segment(
@@ -80,8 +100,9 @@ def _per_segment(
         n, m = q.shape[2], k.shape[2]
         if softcap is not None:
             rows.append(_softcapped(q, k, v, _mask(segments, n, m, window, q.device), scale, softcap))
-        elif n == m and (window is None or m <= window):
-            rows.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True))
+        elif (n == m or n == 1) and (window is None or m <= window):
+            # One query is the last of its keys and sees them all.
+            rows.append(F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, scale=scale, enable_gqa=True))
         else:
             # is_causal is aligned top-left in SDPA, so unequal lengths need the mask written out.
             mask = _mask(segments, n, m, window, q.device)

@@ -52,6 +52,16 @@ class Segments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ends:
+    """The E distinct end tokens: all that the last layer has to compute."""
+
+    rows: Tensor
+    """int64 [E]: where they stand in the row; no row twice"""
+    segments: Segments
+    """One query each, and every token of its sequence as keys"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """Token sequences ready for one forward pass, and the preferences that compare them."""
 
@@ -62,6 +72,8 @@ class PackedBatch:
     attention_mask: Tensor | None
     """int64 [S, Lmax] where padded, else None"""
     segments: Segments | None
+    """None where padded"""
+    ends: Ends | None
     """None where padded"""
     end_index: Tensor
     """int64 [S]: row of the flattened hidden states in which each sequence ends"""
@@ -94,6 +106,8 @@ def _moved(value, device: torch.device):
         return value.to(device, non_blocking=True)
     if isinstance(value, Segments):
         return replace(value, made={}, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)[:3]})
+    if isinstance(value, Ends):
+        return Ends(rows=_moved(value.rows, device), segments=_moved(value.segments, device))
     return value
 
 
@@ -126,6 +140,8 @@ class _Row:
     positions: np.ndarray
     kv_index: np.ndarray | None
     lengths: tuple[tuple[int, int], ...]
+    end_keys: list[np.ndarray]
+    """Rows of every token of each distinct sequence; the last is its end"""
     ends: np.ndarray
 
 
@@ -134,7 +150,7 @@ def _trie_row(sequences: Sequence[np.ndarray]) -> _Row:
     distinct = dict(zip(keys, sequences, strict=True))
     ordered = sorted(distinct)
     tokens, positions, kv_indices, lengths = [], [], [], []
-    end_of: dict[bytes, int] = {}
+    keys_of: dict[bytes, np.ndarray] = {}
     prefixes: list[bytes] = []  # sequences that the coming one begins with: they store nothing of their own
     previous, previous_kv, row = np.empty(0, np.int64), np.empty(0, np.int64), 0
     for i, key in enumerate(ordered):
@@ -150,7 +166,7 @@ def _trie_row(sequences: Sequence[np.ndarray]) -> _Row:
         kv_indices.append(kv_index)
         lengths.append((new, len(sequence)))
         for held in [*prefixes, key]:
-            end_of[held] = int(kv_index[len(distinct[held]) - 1])
+            keys_of[held] = kv_index[: len(distinct[held])]
         prefixes.clear()
         previous, previous_kv, row = sequence, kv_index, row + new
     return _Row(
@@ -158,35 +174,49 @@ def _trie_row(sequences: Sequence[np.ndarray]) -> _Row:
         np.concatenate(positions),
         np.concatenate(kv_indices),
         tuple(lengths),
-        np.array([end_of[key] for key in keys]),
+        list(keys_of.values()),
+        np.array([keys_of[key][-1] for key in keys]),
     )
 
 
 def _packed_row(sequences: Sequence[np.ndarray]) -> _Row:
     lengths = [len(s) for s in sequences]
+    ends = np.cumsum(lengths) - 1
     return _Row(
         np.concatenate(sequences),
         np.concatenate([np.arange(n) for n in lengths]),
         None,
         tuple((n, n) for n in lengths),
-        np.cumsum(lengths) - 1,
+        [np.arange(end - n + 1, end + 1) for n, end in zip(lengths, ends, strict=True)],
+        ends,
+    )
+
+
+def _segments(lengths: tuple[tuple[int, int], ...], kv_index: np.ndarray | None) -> Segments:
+    queries, keys = np.array(lengths, np.int32).T
+    return Segments(
+        cu_seqlens_q=torch.from_numpy(np.concatenate([[0], queries.cumsum()]).astype(np.int32)),
+        cu_seqlens_k=torch.from_numpy(np.concatenate([[0], keys.cumsum()]).astype(np.int32)),
+        kv_index=None if kv_index is None else torch.from_numpy(kv_index),
+        lengths=lengths,
     )
 
 
 def _as_batch(row: _Row) -> dict:
-    queries, keys = np.array(row.lengths, np.int32).T
-    segments = Segments(
-        cu_seqlens_q=torch.from_numpy(np.concatenate([[0], queries.cumsum()]).astype(np.int32)),
-        cu_seqlens_k=torch.from_numpy(np.concatenate([[0], keys.cumsum()]).astype(np.int32)),
-        # One segment whose keys are its own queries needs no gather: the row is its own key list.
-        kv_index=None if row.kv_index is None or len(row.lengths) == 1 else torch.from_numpy(row.kv_index),
-        lengths=row.lengths,
-    )
+    # Keys that are the row itself, in order, need no gather.
+    listed = row.kv_index if len(row.lengths) > 1 else None
+    end_lengths = tuple((1, len(keys)) for keys in row.end_keys)
+    end_listed = np.concatenate(row.end_keys)
+    in_order = len(end_listed) == len(row.tokens) and bool((np.diff(end_listed) == 1).all())
     return {
         "input_ids": torch.from_numpy(row.tokens.astype(np.int64))[None],
         "position_ids": torch.from_numpy(row.positions.astype(np.int64))[None],
         "attention_mask": None,
-        "segments": segments,
+        "segments": _segments(row.lengths, listed),
+        "ends": Ends(
+            rows=torch.from_numpy(np.array([keys[-1] for keys in row.end_keys], np.int64)),
+            segments=_segments(end_lengths, None if in_order else end_listed),
+        ),
         "end_index": torch.from_numpy(row.ends.astype(np.int64)),
     }
 
@@ -202,6 +232,7 @@ def _padded(sequences: Sequence[np.ndarray], pad_token_id: int) -> dict:
         "position_ids": torch.arange(longest).repeat(len(sequences), 1),
         "attention_mask": torch.from_numpy(mask.astype(np.int64)),
         "segments": None,
+        "ends": None,
         "end_index": torch.from_numpy(np.arange(len(sequences)) * longest + lengths - 1),
     }
 

@@ -95,6 +95,8 @@ def build_model(
     classifier.config.problem_type = "regression"
     if config.model.gradient_checkpointing:
         classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
+        getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
     return RewardModel(classifier, bf16=bf16, kernels=config.model.kernels)
 

@@ -14,6 +14,8 @@ from oracle import (
     tiny_classifier,
 )
 
+from rmkit.packing import pack
+
 LAYOUTS = ("trie", "packed", "padded")
 
 
@@ -88,6 +90,52 @@ def test_transformers_own_forward_still_works_on_the_wrapped_classifier():
     run(model, sequences, pairs, "padded")
     found = scores_one_by_one(model.classifier, sequences)
     assert relative(found.detach(), scores_one_by_one(classifier, sequences).detach()) < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_without_gradients_are_the_truth(family, layout):
+    """Scoring has ways of its own: shared prefixes at once on a CPU, one cast for several projections."""
+    sequences, pairs = random_pairs(np.random.default_rng(5), 4, longest=60)
+    classifier, scores, _, _ = truth(family, sequences, pairs)
+    model = reward_model(classifier.float(), layout)
+    with torch.no_grad():
+        found = model(pack(sequences, layout=layout))[1]
+    assert relative(found.double(), scores) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_scores_without_gradients_no_worse_than_twice_plain_bf16(family):
+    sequences, pairs = random_pairs(np.random.default_rng(6), 6, longest=60)
+    classifier, scores, _, _ = truth(family, sequences, pairs)
+    errors = []
+    for layout in ("padded", "trie"):
+        model = reward_model(classifier.float(), layout, bf16=True)
+        with torch.no_grad():
+            found = model(pack(sequences, layout=layout))[1]
+        errors.append((found - scores).square().mean().sqrt().item())
+    assert errors[1] <= 2 * errors[0]
+
+
+@pytest.mark.parametrize("layout", ["trie", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_runs_on_end_tokens_only(family, layout):
+    sequences, pairs = random_pairs(np.random.default_rng(1), 3)
+    model = reward_model(tiny_classifier(family), layout)
+    seen = []
+    for layer in model.backbone.layers[-2:]:
+        layer.mlp.register_forward_hook(lambda mlp, inputs, output: seen.append(output.shape[1]))
+    run(model, sequences, pairs, layout)
+    assert seen == [pack(sequences, layout=layout).tokens, len(sequences)]
+
+
+def test_a_batch_without_sequences_reaches_every_parameter():
+    """What a rank runs that has nothing left: DDP waits for the gradient of each parameter."""
+    model = reward_model(tiny_classifier("llama"), "trie")
+    loss, scores, _ = model(pack([]))
+    loss.backward()
+    assert scores.shape == (0,)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
