@@ -6,8 +6,9 @@ import numpy as np
 
 from rmkit.config import TrainConfig
 from rmkit.data.tokens import TokenisedPairs
+from rmkit.model import RewardModel
 from rmkit.packing import PackedBatch, pack
-from rmkit.planner import split, unit_tokens
+from rmkit.planner import attention_weight, split
 
 
 def sides(pairs: TokenisedPairs, indices: Sequence[int]) -> list[np.ndarray]:
@@ -15,16 +16,29 @@ def sides(pairs: TokenisedPairs, indices: Sequence[int]) -> list[np.ndarray]:
     return [pairs.chosen[i] for i in indices] + [pairs.rejected[i] for i in indices]
 
 
-def microbatches(pairs: TokenisedPairs, indices: np.ndarray, config: TrainConfig, ranks: int) -> list[list[np.ndarray]]:
-    """Split the global batch `indices` into [rank][microbatch] arrays of pair indices."""
-    layout = config.batch.layout
-    bins = split(
-        pairs.group[indices],
-        lambda positions: unit_tokens(sides(pairs, indices[positions]), layout),
+def microbatches(
+    pairs: TokenisedPairs, indices: np.ndarray, config: TrainConfig, ranks: int, attention: float
+) -> list[list[np.ndarray]]:
+    """Split the global batch `indices` into [rank][microbatch] arrays of pair indices; `attention` is that of split."""
+    return split(
+        pairs.lengths,
+        indices,
+        layout=config.batch.layout,
+        attention=attention,
         ranks=ranks,
         max_tokens=config.batch.max_tokens,
     )
-    return [[indices[positions] if positions else indices[:0] for positions in of_rank] for of_rank in bins]
+
+
+def attention_of(model: RewardModel) -> float:
+    """What one (query, key) pair of this model weighs, in tokens (`attention_weight`)."""
+    config, layers = model.config, model.backbone.layers
+    return attention_weight(
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        sum(p.numel() for p in layers.parameters()),
+    )
 
 
 def build(pairs: TokenisedPairs, indices: np.ndarray, config: TrainConfig, pad_token_id: int) -> PackedBatch:

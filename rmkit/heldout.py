@@ -17,7 +17,12 @@ CHUNK = 256
 
 
 def measure(
-    model: nn.Module, pairs: TokenisedPairs, config: TrainConfig, accelerator: Accelerator, pad_token_id: int
+    model: nn.Module,
+    pairs: TokenisedPairs,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    pad_token_id: int,
+    attention: float,
 ) -> dict[str, Any]:
     """Evaluate on all ranks together; metrics as HALOs names them, means over all pairs.
 
@@ -29,7 +34,8 @@ def measure(
     order = np.argsort(pairs.group, kind="stable")  # pairs on one prompt meet
     with torch.no_grad():
         for chunk in np.split(order, range(CHUNK, len(order), CHUNK)):
-            for indices in microbatches(pairs, chunk, config, accelerator.num_processes)[accelerator.process_index]:
+            of_ranks = microbatches(pairs, chunk, config, accelerator.num_processes, attention)
+            for indices in of_ranks[accelerator.process_index]:
                 batch = build(pairs, indices, config, pad_token_id).to(accelerator.device)
                 _, _, stats = model(batch, config.loss.center)
                 totals += stats

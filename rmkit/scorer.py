@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rmkit.batches import attention_of
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data.tokens import load_tokenizer
 from rmkit.export import verify
+from rmkit.lengths import measure
 from rmkit.memory import keep_freed
 from rmkit.model import RewardModel
 from rmkit.packing import Layout, pack
-from rmkit.planner import split, unit_tokens
+from rmkit.planner import split
 from rmkit.pretrained import build_model, check_length, load_config, saved_labels
 
 
@@ -30,6 +32,8 @@ class Scorer:
     """Tokens of one forward pass"""
     max_length: int
     """Tokens of the longest conversation that is scored"""
+    attention: float
+    """What one (query, key) pair weighs, in tokens"""
 
     def score(self, sequences: Sequence[np.ndarray], group: np.ndarray) -> np.ndarray:
         """Scores, float32 [S], of S token sequences of at most `max_length`; `group` int64 [S] is equal where
@@ -38,13 +42,15 @@ class Scorer:
         if len(sequences) == 0:
             return scores
         bins = split(
-            group,
-            lambda positions: unit_tokens([sequences[i] for i in positions], self.layout),
+            measure([sequences], np.array([[len(s)] for s in sequences]), group),
+            np.arange(len(sequences)),
+            layout=self.layout,
+            attention=self.attention,
             ranks=1,
             max_tokens=self.max_tokens,
         )[0]
         with torch.no_grad():
-            for positions in filter(None, bins):
+            for positions in filter(len, bins):
                 chosen = [sequences[i] for i in positions]
                 batch = pack(chosen, layout=self.layout, pad_token_id=self.tokenizer.pad_token_id)
                 scores[positions] = self.model(batch.to(self.model.device))[1].cpu().numpy()
@@ -96,4 +102,11 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
     model = build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say).to(device).eval()
     checked = verify(model, tokenizer, Path(name))
     say(checked or f"{name} has no rmkit.json: its own chat template is used, and the last token of the text is scored")
-    return Scorer(model=model, tokenizer=tokenizer, layout=layout, max_tokens=max_tokens, max_length=longest)
+    return Scorer(
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        max_tokens=max_tokens,
+        max_length=longest,
+        attention=attention_of(model),
+    )

@@ -4,14 +4,18 @@ import numpy as np
 from oracle import random_pairs
 
 from rmkit.data.tokens import TokenisedPairs
+from rmkit.lengths import measure
 
 
 def tokenised(chosen, rejected, *, group=None, margin=None, target=None, weight=None) -> TokenisedPairs:
     n = len(chosen)
+    group = np.arange(n) if group is None else np.array(group)
+    length = np.array([(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)])
     return TokenisedPairs(
         chosen=chosen,
         rejected=rejected,
-        group=np.arange(n) if group is None else np.array(group),
+        group=group,
+        lengths=measure([chosen, rejected], length, group),
         margin=np.zeros(n) if margin is None else np.array(margin, np.float64),
         target=np.full(n, np.nan) if target is None else np.array(target, np.float64),
         weight=np.ones(n) if weight is None else np.array(weight, np.float64),

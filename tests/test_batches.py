@@ -4,7 +4,7 @@ import torch
 from oracle import gradients, reward_model, tiny_classifier
 from pairs_of import random_tokenised, tokenised
 
-from rmkit.batches import build, microbatches, sides
+from rmkit.batches import attention_of, build, microbatches, sides
 from rmkit.config import BatchConfig, LossConfig, TrainConfig
 
 A, B, C, D = (np.array(tokens) for tokens in ([3, 4, 5], [3, 4, 6, 7], [8], [8, 9]))
@@ -43,7 +43,7 @@ def test_smoothing_is_the_target_where_a_row_gives_none():
 def test_microbatches_are_positions_in_the_data_not_in_the_batch():
     pairs = random_tokenised(30)
     indices = np.array([29, 3, 17, 4, 5, 28])
-    found = microbatches(pairs, indices, config(max_tokens=100), 2)
+    found = microbatches(pairs, indices, config(max_tokens=100), 2, 0.01)
     assert sorted(np.concatenate([part for of_rank in found for part in of_rank]).tolist()) == sorted(indices.tolist())
     together = [set(part.tolist()) for of_rank in found for part in of_rank]
     for prompt in ({3, 4, 5}, {28, 29}) if len(together) <= 6 else ():
@@ -54,15 +54,22 @@ def test_microbatches_are_positions_in_the_data_not_in_the_batch():
 def test_microbatches_keep_the_budget_of_their_layout(layout):
     pairs, settings = random_tokenised(60), config(layout, max_tokens=130)
     shortest_first = np.argsort([len(tokens) for tokens in pairs.chosen])
-    found = microbatches(pairs, shortest_first[30:], settings, 1)[0]
+    found = microbatches(pairs, shortest_first[30:], settings, 1, 0.01)[0]
     sizes = [build(pairs, part, settings, 0).tokens for part in found]
     assert max(sizes) <= 130
     assert sum(sizes) > 0.6 * 130 * len(sizes)
 
 
+def test_attention_is_weighed_by_the_shape_of_the_model():
+    """Per layer 2 heads of 8 components: 4 * 16 FLOPs a key, and 2 for each of its parameters; embeddings are free."""
+    model = reward_model(tiny_classifier("llama", num_hidden_layers=3, head_dim=8, num_attention_heads=2), "trie")
+    layer = sum(p.numel() for p in model.backbone.layers[0].parameters())
+    assert attention_of(model) == pytest.approx(4 * 16 / (2 * layer))
+
+
 def test_a_rank_without_pairs_builds_the_empty_batch():
     pairs = tokenised([A], [B])
-    (full,), (empty,) = microbatches(pairs, np.array([0]), config(), 2)
+    (full,), (empty,) = microbatches(pairs, np.array([0]), config(), 2, 0.01)
     if len(full) == 0:
         full, empty = empty, full
     assert (full.tolist(), empty.tolist()) == ([0], [])
@@ -86,7 +93,7 @@ def test_sums_over_ranks_and_microbatches_are_those_of_one_batch(ranks, max_toke
         return total, gradients(model)
 
     settings = config(layout, max_tokens, smoothing=0.1)
-    parts = [part for of_rank in microbatches(pairs, indices, settings, ranks) for part in of_rank]
+    parts = [part for of_rank in microbatches(pairs, indices, settings, ranks, 0.01) for part in of_rank]
     assert len(parts) > 1
     found, found_gradients = run(parts, settings)
     wanted, wanted_gradients = run([indices], settings)

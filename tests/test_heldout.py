@@ -50,7 +50,7 @@ def truth(pairs):
 def test_means_over_every_pair_once(count, ranks, max_tokens, chunk, monkeypatch):
     monkeypatch.setattr(heldout, "CHUNK", chunk)
     pairs = random_tokenised(count)
-    of_ranks = [measure(MODEL, pairs, config(max_tokens), rank_of(r, ranks), 0) for r in range(ranks)]
+    of_ranks = [measure(MODEL, pairs, config(max_tokens), rank_of(r, ranks), 0, 0.001) for r in range(ranks)]
     found = {name: sum(metrics[name] for metrics in of_ranks) for name in SUMMED}
     assert found == pytest.approx(truth(pairs), rel=1e-5, abs=1e-6)
     assert of_ranks[0].keys() == {*SUMMED, "pairs", "seconds"}
@@ -70,7 +70,7 @@ def test_every_rank_runs_the_same_number_of_passes_and_no_pair_twice(count, monk
 
     for rank in range(4):
         seen.append([])
-        measure(model, pairs, config(90), rank_of(rank, 4), 0)
+        measure(model, pairs, config(90), rank_of(rank, 4), 0, 0.001)
     assert len({len(passes) for passes in seen}) == 1
     assert sum(map(sum, seen)) == count
 
@@ -86,13 +86,13 @@ def test_pairs_on_one_prompt_meet_wherever_they_stand(monkeypatch):
         tokens.append(batch.tokens)
         return MODEL(batch, center)
 
-    measure(model, tokenised(chosen, rejected, group=[5, 7, 5, 7]), config(), rank_of(0, 1), 0)
+    measure(model, tokenised(chosen, rejected, group=[5, 7, 5, 7]), config(), rank_of(0, 1), 0, 0.001)
     assert tokens == [23, 23]
 
 
 def test_a_tie_counts_as_wrong():
     same = np.array([5, 6, 7])
-    found = measure(MODEL, tokenised([same], [same.copy()]), config(), rank_of(0, 1), 0)
+    found = measure(MODEL, tokenised([same], [same.copy()]), config(), rank_of(0, 1), 0, 0.001)
     assert found["rewards_eval/accuracies"] == 0.0
     assert found["rewards_eval/margins"] == 0.0
 

@@ -12,6 +12,8 @@ from rmkit.config import DataConfig
 from rmkit.data import demo, tokens
 from rmkit.data.cached import FEATURES
 from rmkit.data.tokens import DEFAULT_TEMPLATE, TokenColumn, encode, load_tokenizer, prepare, render, tokenise
+from rmkit.lengths import count
+from rmkit.packing import trie_tokens
 
 TURNS = [
     {"role": "user", "content": "a b"},
@@ -312,6 +314,22 @@ def many(n):
         pair(" ".join(rng.choice(list("abcdef"), rng.integers(1, 9))), f"a {'b ' * (i % 5)}", "c", source=f"x:{i}")
         for i in range(n)
     ]
+
+
+def test_lengths_count_the_trie_of_every_group():
+    """With pairs dropped, alone on their prompt and in company."""
+    rows = many(450) + [pair("a b", "c " * (i % 4 + 1), "c d " * (i % 3 + 1)) for i in range(30)]
+    found, _ = tokenised(table(*rows), 16)
+    assert 0 < found.dropped["over-long (more than 16 tokens)"] < 100
+    groups = int(found.group.max()) + 1
+    counts = count(found.lengths, np.arange(len(found)), found.group, groups, "trie")
+    assert np.bincount(found.group).min() == 1
+    assert np.bincount(found.group).max() >= 30
+    for g in range(groups):
+        items = np.flatnonzero(found.group == g).tolist()
+        sides = [side[i] for i in items for side in (found.chosen, found.rejected)]
+        assert counts.tokens[g] == trie_tokens(sides)
+        assert counts.longest[g] == max(map(len, sides))
 
 
 def test_columns_over_several_chunks():

@@ -19,6 +19,8 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rmkit.config import DataConfig
+from rmkit.lengths import Lengths, measure
+from rmkit.packing import common_prefix
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '\n\n' if not loop.first else '' }}"
@@ -57,10 +59,12 @@ def load_tokenizer(name: str, say: Callable[[str], None]) -> PreTrainedTokenizer
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"--model.name {name}: no tokenizer could be loaded there ({first})") from error
-    return prepare(tokenizer, name, say)
+    except Exception as error:  # whatever a library says of files that do not hold what they should
+        raise ValueError(f"--model.name {name}: no tokenizer could be loaded there ({brief(error)})") from error
+    try:
+        return prepare(tokenizer, name, say)
+    except (TypeError, AttributeError, KeyError, IndexError, jinja2.TemplateError) as error:
+        raise ValueError(f"--model.name {name}: its tokenizer cannot be used ({brief(error)})") from error
 
 
 def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
@@ -81,6 +85,12 @@ def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], 
     return tokenizer
 
 
+def brief(error: Exception) -> str:
+    """The first line of what a library says, short enough for a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template that renders conversations, also where the tokenizer brings several by name."""
     template = tokenizer.chat_template
@@ -97,8 +107,13 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, ends: set[int | None]) -> str
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: SequenceOf[dict[str, str]]) -> str:
-    """The text of a conversation, exactly as it is tokenised."""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False)
+    """The text of a conversation, exactly as it is tokenised. jinja2.TemplateError where the template refuses it."""
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False)
+    except jinja2.TemplateError:
+        raise
+    except Exception as error:  # a template is a program: it divides by zero, or adds what cannot be added
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: SequenceOf[str]) -> list[list[int]]:
@@ -142,6 +157,8 @@ class TokenisedPairs:
     target: np.ndarray
     """float64; NaN where the row gave none"""
     weight: np.ndarray
+    lengths: Lengths
+    """Of both sides of each pair, for the planner"""
     source: SequenceOf[str]
     """Where each preference comes from: "file:line" or "set:row" """
     dropped: dict[str, int] = field(default_factory=dict)
@@ -205,10 +222,14 @@ def tokenise(
     rows = np.flatnonzero(reason == KEPT)
     if len(rows) == 0:
         raise ValueError(f"no pair is left of {len(reason)}; raise --data.max-length or set --data.overlong keep-end")
+    sides = [TokenColumn(table, name, rows) for name in ("chosen_ids", "rejected_ids")]
+    group = np.unique(columns.column("group").to_numpy()[rows], return_inverse=True)[1]
+    length = np.stack([side.lengths for side in sides], 1)
     return TokenisedPairs(
-        chosen=TokenColumn(table, "chosen_ids", rows),
-        rejected=TokenColumn(table, "rejected_ids", rows),
-        group=np.unique(columns.column("group").to_numpy()[rows], return_inverse=True)[1],
+        chosen=sides[0],
+        rejected=sides[1],
+        group=group,
+        lengths=measure(sides, length, group, columns.column("shared").to_numpy()[rows]),
         margin=columns.column("margin").to_numpy()[rows],
         target=columns.column("target").to_numpy()[rows],
         weight=columns.column("weight").to_numpy()[rows],
@@ -220,11 +241,12 @@ def tokenise(
 def _features(preferences: Dataset) -> Features:
     kept = {name: kind for name, kind in preferences.features.items() if name not in ("prompt", "chosen", "rejected")}
     ids = Sequence(Value("int32"))
-    return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, "group": Value("int64"), "reason": Value("int8")})
+    numbers = {"shared": Value("int32"), "group": Value("int64"), "reason": Value("int8")}
+    return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, **numbers})
 
 
 def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str) -> dict:
-    out: dict[str, list] = {"chosen_ids": [], "rejected_ids": [], "group": [], "reason": []}
+    out: dict[str, list] = {"chosen_ids": [], "rejected_ids": [], "shared": [], "group": [], "reason": []}
     texts = []
     for prompt, chosen, rejected, source in zip(
         rows["prompt"], rows["chosen"], rows["rejected"], rows["source"], strict=True
@@ -238,9 +260,11 @@ def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: i
     ids = encode(tokenizer, texts)
     for chosen, rejected in zip(ids[::2], ids[1::2], strict=True):
         reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong)
+        sides = np.array(chosen, np.int32), np.array(rejected, np.int32)
         out["reason"].append(reason)
-        out["chosen_ids"].append(np.array(chosen, np.int32))
-        out["rejected_ids"].append(np.array(rejected, np.int32))
+        out["chosen_ids"].append(sides[0])
+        out["rejected_ids"].append(sides[1])
+        out["shared"].append(common_prefix(*sides))
     return out
 
 
