@@ -1,33 +1,36 @@
-"""checkpoints/step-N/: a saved model and what --resume needs beside it.
+"""checkpoints/step-N/: a saved model and what --resume needs beside it, written while training goes on.
 
-`training.safetensors` holds optimizer and random state, `state.json` the counters and a checksum of every file. What is
-written does not depend on the number of ranks.
+`training/` holds Adam's state and the random state, `state.json` the counters, `SHA256SUMS` a checksum of every file.
+Every rank writes its share; the folder appears when all have written.
 """
 
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rmkit.aside import files_below, written_aside
+from rmkit import export, state
+from rmkit.aside import delete_partial, written_together
 from rmkit.config import TrainConfig, to_dict
-from rmkit.export import write_model
 from rmkit.model import RewardModel
-from rmkit.parallel import shared_as, whole
+from rmkit.processes import AgreedError
+from rmkit.sums import damage, sums, write_sums
+from rmkit.together import first, rank, together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands: what `state.json` holds besides the checksums."""
+    """Where a run stands: what `state.json` holds besides the configuration."""
 
     step: int = 0
     examples: int = 0
@@ -37,57 +40,99 @@ class Progress:
     """Length of metrics.jsonl at this step; resume cuts the file back to it, so that no step appears twice"""
 
 
-def save(
-    run: Path,
-    progress: Progress,
-    model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    max_length: int,
-    main: bool = True,
-) -> Path:
-    """Write checkpoints/step-N and delete what --save.keep no longer keeps; the folder that was written.
+class Saver:
+    """Writes checkpoints beside training, one at a time. Every rank has one and uses it at the same steps.
 
-    Every rank takes part; only `main` writes. What is written does not depend on the number of ranks.
+    A context: leaving it waits for the checkpoint that is being written.
     """
-    folder = run / "checkpoints" / f"step-{progress.step}"
-    with written_aside(folder) if main else nullcontext(folder) as partial:
-        write_model(model, tokenizer, config, max_length, partial, main)
-        tensors = {
-            f"optimizer.{i}.{key}": whole(value)
-            for i, state in optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-        }
-        if main:
-            _write_training(partial, tensors, progress, config)
-    if main:
-        _rotate(run, config.save.keep, progress)
-    return folder
 
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        self._run, self._config = run, config
+        # The threads that write talk over a group of their own: those of training are in use meanwhile.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._last: Progress | None = None  # what was saved last
 
-def _write_training(partial: Path, tensors: dict[str, torch.Tensor], progress: Progress, config: TrainConfig) -> None:
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, partial / "training.safetensors")
-    state = {
-        "progress": asdict(progress),
-        "config": to_dict(config),
-        "sha256": {str(file.relative_to(partial)): _sha256(file) for file in files_below(partial)},
-    }
-    (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    def save(
+        self,
+        progress: Progress,
+        model: RewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: torch.optim.Optimizer,
+        max_length: int,
+    ) -> None:
+        """Copy the state to the CPU and let it be written to checkpoints/step-N, then delete what --save.keep no longer
+        keeps. Raises AgreedError where the checkpoint before this one could not be written."""
+        self.wait()
+        if progress == self._last:  # stopped by a signal where it has just been saved
+            return
+        taken = export.snapshot(model, tokenizer, self._config, max_length)
+        training = state.copied(model, optimizer)
+        self._writing = self._pool.submit(self._write, progress, taken, training)
+        self._last = progress
 
+    def failed(self) -> bool:
+        """Whether `wait` would raise. Ranks may learn it some steps apart."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    def wait(self) -> None:
+        """Until the checkpoint is on the disk. Raises AgreedError, on every rank, where it could not be written."""
+        writing, self._writing = self._writing, None
+        last, self._last = self._last, None
+        if writing is not None:
+            writing.result()
+        self._last = last
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _write(self, progress: Progress, taken: export.Snapshot, training: dict[str, Tensor]) -> None:
+        folder = self._run / "checkpoints" / f"step-{progress.step}"
+
+        def fill(partial: Path) -> dict[str, str]:
+            # One after the other by all: where a rank has failed, none goes on to the next, which waits for every one.
+            files = together(lambda: export.write(taken, partial), self._group)[rank()]
+            files += state.write(training, partial / "training", taken.file_of, self._group)
+            if rank() == 0:
+                held = {"progress": asdict(progress), "config": to_dict(self._config)}
+                files.append(partial / "state.json")
+                files[-1].write_text(json.dumps(held, indent=2) + "\n")
+            return sums(partial, files)
+
+        try:
+            first(lambda: delete_partial(folder.parent), self._group)
+            written_together(folder, fill, write_sums, self._group)
+            first(lambda: _rotate(self._run, self._config.save.keep, progress), self._group)
+        except (OSError, SafetensorError) as error:
+            raise AgreedError(_refused(self._run, progress.step, 3 * taken.total["total_size"], error)) from error
 
 
 def steps_saved(run: Path) -> list[int]:
     """Steps of the checkpoints in a run folder, oldest first; whole or not."""
     found = (re.fullmatch(r"step-(\d+)", p.name) for p in (run / "checkpoints").glob("step-*"))
     return sorted(int(match[1]) for match in found if match)
+
+
+def newest_whole(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose checksums hold, with its state.json; each broken one is said aloud.
+
+    Every rank takes part, and gets what rank 0 found.
+    """
+    for step in reversed(first(lambda: steps_saved(run))):
+        folder = run / "checkpoints" / f"step-{step}"
+        why = damage(folder)
+        if why is None:
+            return folder, first(lambda: json.loads((folder / "state.json").read_text()))  # noqa: B023 (called at once)
+        say(f"{folder} is damaged ({why}); the one before it is tried")
+    return None
 
 
 def _rotate(run: Path, keep: int, progress: Progress) -> None:
@@ -101,33 +146,18 @@ def _rotate(run: Path, keep: int, progress: Progress) -> None:
             shutil.rmtree(run / "checkpoints" / f"step-{step}")
 
 
-def newest_whole(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose checksums hold, with its state.json; each broken one is said aloud."""
-    for step in reversed(steps_saved(run)):
-        folder = run / "checkpoints" / f"step-{step}"
-        try:
-            state = json.loads((folder / "state.json").read_text())
-            bad = [name for name, digest in state["sha256"].items() if _sha256(folder / name) != digest]
-            if not bad:
-                return folder, state
-            why = f"{bad[0]} does not have its checksum"
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            why = f"{type(error).__name__}: {error}"
-        say(f"{folder} is damaged ({why}); the one before it is tried")
-    return None
-
-
-def load_training(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer and the random generators the state that they had when `folder` was saved."""
-    tensors = load_file(folder / "training.safetensors")
-    torch.set_rng_state(tensors.pop("random.cpu"))
-    cuda = tensors.pop("random.cuda", None)
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        _, i, key = name.split(".")
-        like = parameters[int(i)]
-        state.setdefault(int(i), {})[key] = shared_as(tensor, like) if tensor.shape == like.shape else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _refused(run: Path, step: int, size: int, error: Exception) -> str:
+    """The sentence for a checkpoint that could not be written."""
+    folder = run / "checkpoints"
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    try:
+        before = [s for s in steps_saved(run) if s <= step]
+        room = f"about {size / 1e9:.2g} GB, {shutil.disk_usage(there).free / 1e9:.2g} GB are free"
+    except OSError as unknown:  # the disk is gone
+        before, room = [], f"about {size / 1e9:.2g} GB ({unknown})"
+    left = f"goes on from step {before[-1]}" if before else "starts from the first step: there is no earlier one"
+    return (
+        f"the checkpoint of step {step} could not be written to {folder} ({error}). It needs {room}: make room there, "
+        f"or see that the folder can be written. What was written of it is deleted, earlier checkpoints are as they "
+        f"were; after that, --resume {left}"
+    )

@@ -77,6 +77,19 @@ class BatchConfig:
 class ParallelConfig:
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several processes share the work: ddp copies the model, fsdp shards it. auto: ddp on CPUs, fsdp on GPUs."""
+    replicate: int = 1
+    """Copies of the model under fsdp, each sharded over its own group of ranks (HSDP). 0: one copy on each node."""
+    cpu_offload: bool = False
+    """Keep the shards of fsdp and Adam's state in CPU memory, where the optimizer then steps."""
+
+    def __post_init__(self) -> None:
+        _check(self.replicate >= 0, "--parallel.replicate", self.replicate, "set 0 (one copy a node) or more")
+        for flag, given in (
+            (f"--parallel.replicate {self.replicate}", self.replicate != 1),
+            ("--parallel.cpu-offload", self.cpu_offload),
+        ):
+            if given and self.strategy == "ddp":
+                raise ValueError(f"{flag}: it belongs to fsdp; leave it out or set --parallel.strategy fsdp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from rich.console import Console
 
-from rmkit import command, demo_model, record
+from rmkit import command, demo_model, processes, record
 from rmkit.aside import written_aside
 from rmkit.config import DEMO
 from rmkit.data import source
@@ -157,12 +157,13 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
         demo_model.prepare(say)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # as training does: too small to gain from a second core
-    # Without a GPU accelerate makes a process group only when told that CPUs are meant.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = processes.start(processes.PATIENCE)
     began = time.perf_counter()
-    with accelerator.main_process_first():  # one rank fills the cache, the others read it
-        loaded = source.load(config.data, "test", note)
-        preferences, undecided = with_a_preferred_side(loaded, note)
+
+    def load() -> tuple[Dataset, dict[str, int]]:
+        return with_a_preferred_side(source.load(config.data, "test", note), note)
+
+    preferences, undecided = processes.first_then_others(load)
     scored, other = score("--model", config.model, preferences, config, accelerator, note), None
     if config.against is not None:
         other = score("--against", config.against, preferences, config, accelerator, note)
@@ -190,7 +191,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
         if config.export:
             write_rewardbench(Path(config.export[1]), preferences.select(scored.rows), say)
         record.closing(console, [*metrics.key_figures(described), ("report", f"{config.out}/report.html")], say)
-    accelerator.end_training()
+    processes.end(accelerator)
     return 0
 
 
@@ -220,7 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
             sentence = str(error)
             for theirs, ours in OWN_FLAGS.items():
                 sentence = sentence.replace(theirs, ours)
-            raise ValueError(sentence) from error
+            kind = processes.AgreedError if isinstance(error, processes.AgreedError) else ValueError
+            raise kind(sentence) from error
 
     return command.run(work, "stopped: nothing was written")
 

@@ -5,22 +5,32 @@ tokenisation contract (template, end-token rule, BOS rule, lengths) and a self-c
 that every later load verifies.
 """
 
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 import rmkit
 from rmkit import attention
+from rmkit.aside import files_below, flush, written_together
 from rmkit.config import TrainConfig
 from rmkit.data.tokens import default_template, encode, render
 from rmkit.model import RewardModel, score_index
 from rmkit.packing import pack
-from rmkit.parallel import is_sharded, whole
+from rmkit.parallel import in_float32
+from rmkit.processes import AgreedError
+from rmkit.together import rank, ranks
 
 SELF_CHECK = (
     [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}],
@@ -38,28 +48,117 @@ TOLERANCE = 1e-3
 """Of the self-check, relative to the largest expected score (at least 1): far above round-off between machines, far
 below what a wrong token, template or rotary base does."""
 
+FILE_SIZE = "5GB"
+"""Of one file of weights, at most: Hugging Face's own measure, and what one rank writes without a break."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A model as it is at one moment, on the CPU, while training goes on: what `write` makes a folder of."""
+
+    weights: dict[str, dict[str, Tensor]]
+    """By file, the tensors that this rank writes; all ranks' together are the model"""
+    file_of: dict[str, str]
+    """The file of every parameter"""
+    total: dict[str, int]
+    """`total_size` in bytes and `total_parameters`, as the index of Hugging Face's shards has them"""
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    contract: dict[str, Any]
+
 
 def write_model(
-    model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: TrainConfig,
-    max_length: int,
-    folder: Path,
-    main: bool = True,
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int, folder: Path
 ) -> None:
-    """Fill `folder` with a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang read as it is.
+    """Make `folder` a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang read as it is.
 
-    Every rank takes part (a sharded model is gathered); only `main` writes.
+    Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
+    cannot be written.
+    """
+    taken = snapshot(model, tokenizer, config, max_length)
+    try:
+        written_together(folder, lambda partial: flush(write(taken, partial)))
+    except (OSError, SafetensorError) as error:
+        raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
+
+
+def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int) -> Snapshot:
+    """Score the self-check and copy the weights to the CPU. Every rank takes part.
+
+    The files are those into which Hugging Face splits the model, whatever the number of ranks, and each is one rank's:
+    a sharded tensor is gathered on the device, the next one after it, and only the rank that writes it keeps it.
     """
     texts = [render(tokenizer, messages) for messages in SELF_CHECK]
     scores = score_texts(model, tokenizer, texts)
-    weights = {k: whole(v) for k, v in model.classifier.state_dict().items()} if is_sharded(model) else None
-    if not main:
-        return
-    model.classifier.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+    state = model.classifier.state_dict()
+    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in state.items()}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=FILE_SIZE)
+    weights: dict[str, dict[str, Tensor]] = {
+        file: {} for i, file in enumerate(split.filename_to_tensors) if i % ranks() == rank()
+    }
+    for name, tensor in state.items():
+        full = _gathered(tensor.detach())
+        if split.tensor_to_filename[name] in weights:
+            weights[split.tensor_to_filename[name]][name] = full.to("cpu", copy=True).contiguous()
+    total = {
+        "total_size": sum(t.nbytes for t in shapes.values()),
+        "total_parameters": sum(t.numel() for t in shapes.values()),
+    }
+    return Snapshot(
+        weights=weights,
+        file_of=split.tensor_to_filename,
+        total=total,
+        config=_described(model),
+        tokenizer=tokenizer,
+        contract={
+            "rmkit": rmkit.__version__,
+            "chat_template": default_template(tokenizer),
+            "add_special_tokens": False,
+            "end_token": "the last token of the rendered text",
+            "bos": "as the chat template renders it; none is added",
+            "max_length": max_length,
+            "overlong": config.data.overlong,
+            "score_index": score_index(model.config),
+            "self_check": {"texts": texts, "scores": scores},
+        },
+    )
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """The full tensor on the device that computes; all ranks must ask for it, also for one that is offloaded."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()
+
+
+def _described(model: RewardModel) -> PretrainedConfig:
+    """The configuration as transformers' own `save_pretrained` completes it."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model.classifier).__name__]
+    config.dtype = model.classifier.dtype
+    return config
+
+
+def write(taken: Snapshot, folder: Path) -> list[Path]:
+    """Write this rank's part of a model into `folder`; the files."""
+    files = []
+    for name, tensors in taken.weights.items():
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        files.append(folder / name)
+    if rank() == 0:
+        files += _write_rest(taken, folder)
+    return files
+
+
+def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
+    """Everything beside the weights."""
+    if len(set(taken.file_of.values())) > 1:
+        index = {"metadata": taken.total, "weight_map": taken.file_of}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    taken.config.save_pretrained(folder)
+    taken.tokenizer.save_pretrained(folder)
     # transformers leaves out its default of two labels, which other readers do not know.
-    labels = [f"LABEL_{i}" for i in range(model.config.num_labels)]
+    labels = [f"LABEL_{i}" for i in range(taken.config.num_labels)]
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     _amend(folder / "config.json", lambda old: _both_spellings({**old, **named}))
     # transformers 4 does not know the class name that transformers 5 writes, and reads the template inline only.
@@ -69,21 +168,12 @@ def write_model(
             **old,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
-            "chat_template": default_template(tokenizer),
+            "chat_template": taken.contract["chat_template"],
         },
     )
-    contract = {
-        "rmkit": rmkit.__version__,
-        "chat_template": default_template(tokenizer),
-        "add_special_tokens": False,
-        "end_token": "the last token of the rendered text",
-        "bos": "as the chat template renders it; none is added",
-        "max_length": max_length,
-        "overlong": config.data.overlong,
-        "score_index": score_index(model.config),
-        "self_check": {"texts": texts, "scores": scores},
-    }
-    (folder / "rmkit.json").write_text(json.dumps(contract, indent=2) + "\n")
+    (folder / "rmkit.json").write_text(json.dumps(taken.contract, indent=2) + "\n")
+    # The other ranks may be writing their weights by now.
+    return [file for file in files_below(folder) if file.suffix != ".safetensors"]
 
 
 def _amend(file: Path, change: Callable[[dict], dict]) -> None:
@@ -125,7 +215,9 @@ def verify(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path)
         contract = json.loads(file.read_text())
         template = contract["chat_template"]
         texts, expected = contract["self_check"]["texts"], [float(s) for s in contract["self_check"]["scores"]]
-    except (ValueError, KeyError, TypeError) as error:
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it holds no texts")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: the self-check cannot be read ({error}); restore the file or delete it") from error
     if template != default_template(tokenizer):
         raise ValueError(f"{file}: the tokenizer's chat template is not the one that the model was trained with")
@@ -150,9 +242,5 @@ def score_texts(model: RewardModel, tokenizer: PreTrainedTokenizerBase, texts: l
     sequences = [np.array(ids) for ids in encode(tokenizer, texts)]
     layout = "trie" if model.config._attn_implementation == attention.NAME else "padded"
     batch = pack(sequences, layout=layout, pad_token_id=tokenizer.pad_token_id).to(model.device)
-    bf16, model.bf16 = model.bf16, False
-    try:
-        with torch.no_grad():
-            return model(batch)[1].tolist()
-    finally:
-        model.bf16 = bf16
+    with in_float32(model), torch.no_grad():
+        return model(batch)[1].tolist()

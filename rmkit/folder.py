@@ -1,7 +1,6 @@
 """The run folder CACHE_DIR/EXP_NAME: what it holds, and what --resume and --overwrite do with it."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 from rmkit import checkpoint
 from rmkit.checkpoint import Progress
 from rmkit.config import TrainConfig, to_dict
+from rmkit.processes import AgreedError
+from rmkit.together import first
 
 RESULTS = ("FINAL", "checkpoints", "metrics.jsonl")
 
@@ -24,29 +25,38 @@ keeps them."""
 
 
 def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
-    """The checkpoint to go on from, if any, and where it stands.
+    """The checkpoint to go on from, if any, and where it stands; rank 0 decides for all.
 
-    Raises ValueError where the folder holds results and neither --resume nor --overwrite says what to do with them.
+    Raises AgreedError where the folder holds results and neither --resume nor --overwrite says what to do with them.
     """
+    try:
+        if not first(lambda: _holds_results(config, say)):
+            return None, Progress()
+        found = checkpoint.newest_whole(config.folder, say)
+        if found is None:
+            say(f"{config.folder} holds no whole checkpoint: training starts from the first step")
+            return None, Progress()
+        weights, state = found
+        check_same(config, state["config"])
+    except (ValueError, OSError) as error:
+        raise AgreedError(str(error)) from error
+    return weights, Progress(**state["progress"])
+
+
+def _holds_results(config: TrainConfig, say: Callable[[str], None]) -> bool:
+    """Whether there may be something to go on from; what --overwrite deletes is gone then."""
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written shows before hours of work
     held = [name for name in RESULTS if (folder / name).exists()]
-    if config.overwrite and int(os.environ.get("RANK", "0")) == 0:
+    if config.overwrite:
         _delete(folder, held, say)
-    if config.overwrite or not held:
-        return None, Progress()
-    if not config.resume:
+        return False
+    if held and not config.resume:
         raise ValueError(
             f"{folder} holds {', '.join(held)} of an earlier run: give --resume to go on with it, --overwrite to "
             "delete it, or another --exp-name"
         )
-    found = checkpoint.newest_whole(folder, say)
-    if found is None:
-        say(f"{folder} holds no whole checkpoint: training starts from the first step")
-        return None, Progress()
-    weights, state = found
-    check_same(config, state["config"])
-    return weights, Progress(**state["progress"])
+    return bool(held)
 
 
 def _delete(folder: Path, held: list[str], say: Callable[[str], None]) -> None:

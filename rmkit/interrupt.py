@@ -19,7 +19,7 @@ class Stop:
     received: signal.Signals | None = None
 
 
-def agreed(stop: Stop, accelerator: Accelerator) -> signal.Signals | None:
+def agreed_stop(stop: Stop, accelerator: Accelerator) -> signal.Signals | None:
     """What any rank was asked, on every rank: a checkpoint is written by all of them or hangs."""
     if accelerator.num_processes == 1:
         return stop.received

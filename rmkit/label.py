@@ -12,16 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from rich.console import Console
 
-from rmkit import command, demo_model, record
+from rmkit import command, demo_model, processes, record
 from rmkit.data.incoming import plain_file, shown
 from rmkit.data.index import SampleFile, build_index, by_prompt
 from rmkit.demo_model import DEMO_MODEL
@@ -33,9 +31,6 @@ from rmkit.labelling.gauge import Gauge
 from rmkit.labelling.records import records, write
 from rmkit.labelling.spool import Spool
 from rmkit.scorer import Scorer, load_scorer
-
-PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: as long as the slowest one needs; the launcher ends all when one dies."""
 
 
 @contextlib.contextmanager
@@ -86,9 +81,7 @@ def score_all(
 
 def label(config: LabelConfig, console: Console) -> int:
     """Label as `config` says; the exit status. Raises ValueError with a sentence for the user."""
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
-    )
+    accelerator = processes.start(processes.PATIENCE)
     main, spool = accelerator.is_main_process, Spool(config.output)
 
     def say(text: str) -> None:
@@ -120,7 +113,7 @@ def label(config: LabelConfig, console: Console) -> int:
         with kept(spool):
             status = score_and_write(config, scorer, spool, accelerator, console, say)
     if status == 0:
-        accelerator.end_training()
+        processes.end(accelerator)
     return status
 
 
@@ -216,7 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         return status
 
     # While it scores, Ctrl-C ends the chunk first; this is before or after.
-    return command.run(work, "interrupted: what was scored is kept, go on with --resume")
+    kept_so_far = "what was scored is kept, go on with --resume"
+    return command.run(work, f"interrupted: {kept_so_far}", kept_so_far.capitalize())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from rmkit import attention
 from rmkit.config import DEMO, TrainConfig
+from rmkit.data.tokens import brief
 from rmkit.model import RewardModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
@@ -21,12 +22,22 @@ tokens."""
 
 def load_config(name: str) -> PretrainedConfig:
     """Configuration of a model folder or hub id; ValueError where there is none or where it cannot be trained."""
+    check_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
         raise ValueError(f"--model.name {name}: no model configuration was found {where}") from error
     return check_family(config, name)
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody),
+    or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"--model.name {folder}: {path.name} is no ordinary file (a pipe, a device)")
+    _shards(folder)
 
 
 def check_family(config: PretrainedConfig, name: str) -> PretrainedConfig:
@@ -124,9 +135,8 @@ def load_classifier(
                 use_safetensors=True,  # no pickle is ever read from a model folder
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"--model.name {name}: the weights could not be loaded ({first})") from error
+    except Exception as error:  # whatever a library says of tensors and values that it does not expect
+        raise ValueError(f"--model.name {name}: the weights could not be loaded ({brief(error)})") from error
     if missing := sorted(set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())):
         raise ValueError(
             f"--model.name {name}: the checkpoint is not whole, {len(missing)} tensors are missing: {missing[0]}"
@@ -137,6 +147,8 @@ def load_classifier(
 def saved_labels(architecture: PretrainedConfig, name: str) -> int | None:
     """Labels of the head that a checkpoint brings; None where it is a causal LM, whose head must be drawn."""
     kinds = architecture.architectures or [""]
+    if not isinstance(kinds[0], str):
+        raise ValueError(f"--model.name {name}: its config.json gives {kinds[0]!r} as architecture, need a class name")
     if kinds[0].endswith("ForCausalLM"):
         return None
     if not kinds[0].endswith("ForSequenceClassification"):
@@ -152,12 +164,25 @@ def saved_labels(architecture: PretrainedConfig, name: str) -> int | None:
     return labels
 
 
+def _shards(folder: Path) -> dict[str, str] | None:
+    """File of each tensor, as the index of a folder has it; None where there is no index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return None
+    try:
+        shards = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"--model.name {folder}: {index.name} cannot be read ({brief(error)})") from error
+    for file in shards.values():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\\0"):
+            raise ValueError(f"--model.name {folder}: {index.name} names {file!a}, need a .safetensors beside it")
+    return shards
+
+
 def _labels_in_weights(folder: Path) -> int | None:
     """Rows of score.weight in a local folder: num_labels is not serialised, and other exports leave id2label out."""
-    index = folder / "model.safetensors.index.json"
-    file = folder / "model.safetensors"
-    if index.is_file():
-        file = folder / json.loads(index.read_text())["weight_map"].get("score.weight", "absent")
+    shards = _shards(folder)
+    file = folder / ("model.safetensors" if shards is None else shards.get("score.weight", "absent"))
     if not file.is_file():
         return None
     try:

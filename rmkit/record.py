@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import rmkit
+from rmkit.data.fields import plain
 
 LINE_SECONDS = 5.0
 """Where there is no terminal, at most one plain line in so many seconds."""
@@ -30,9 +32,8 @@ CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
 def refuse(error: Exception | str, console: Console | None = None) -> None:
     """Show a user's error as one boxed sentence, on standard error."""
     console = console or Console(stderr=True)
-    console.print(
-        Panel(str(error), title="rmkit", title_align="left", border_style="red", box=box.ROUNDED), markup=False
-    )
+    words = Text(plain(str(error)))  # no markup: a path may hold [brackets]
+    console.print(Panel(words, title="rmkit", title_align="left", border_style="red", box=box.ROUNDED))
 
 
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ FINAL/, an ordinary Hugging Face sequence classifier.
 import contextlib
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,24 +20,24 @@ import tyro
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rmkit import checkpoint, command, heldout, record
-from rmkit.aside import written_aside
-from rmkit.batches import build, microbatches
-from rmkit.checkpoint import Progress
+from rmkit import command, heldout, processes, record, state
+from rmkit.batches import attention_of, build, microbatches
+from rmkit.checkpoint import Progress, Saver
 from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.data import demo, source
 from rmkit.data.tokens import TokenisedPairs, load_tokenizer, tokenise
 from rmkit.export import verify, write_model
 from rmkit.folder import open_run
-from rmkit.interrupt import agreed, stop_asked
+from rmkit.interrupt import agreed_stop, stop_asked
 from rmkit.memory import keep_freed
 from rmkit.model import RewardModel
 from rmkit.optim import adamw, clip, learning_rate
 from rmkit.parallel import accumulating, distribute
 from rmkit.planner import epoch_order
 from rmkit.pretrained import build_model, check_length, load_config
+from rmkit.processes import AgreedError, agreed, first_then_others
 
 DEFAULT_LENGTH = 2048
 """Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""
@@ -55,6 +56,40 @@ class Run:
     train: TokenisedPairs
     test: TokenisedPairs | None
     max_length: int
+    attention: float
+    """What one (query, key) pair weighs, in tokens"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run reads before it reads the weights."""
+
+    architecture: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    train: TokenisedPairs
+    test: TokenisedPairs | None
+    max_length: int
+
+
+def read(config: TrainConfig, name: str, say: Callable[[str], None]) -> Inputs:
+    """Tokenizer and data for the model `name`."""
+    from_scratch = name == DEMO
+    architecture = demo.model_config() if from_scratch else load_config(name)
+    tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(name, say)
+    context = architecture.max_position_embeddings
+    max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
+    check_length(architecture, max_length)
+
+    train_set = source.load(config.data.train, "train", say)
+    train, test = tokenise(train_set, tokenizer, config.data, max_length, say), None
+    if config.data.test:
+        test_set = source.load(config.data.test, "test", say)
+        test = tokenise(test_set, tokenizer, config.data, max_length, say)
+        if both := source.overlap(train_set, test_set):
+            say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")
+    else:
+        say("no held-out pairs: nothing is evaluated (give --data.test)")
+    return Inputs(architecture=architecture, tokenizer=tokenizer, train=train, test=test, max_length=max_length)
 
 
 def prepare(config: TrainConfig, weights: Path | None, accelerator: Accelerator, say: Callable[[str], None]) -> Run:
@@ -63,29 +98,12 @@ def prepare(config: TrainConfig, weights: Path | None, accelerator: Accelerator,
     `weights` is the checkpoint that --resume goes on from, in place of --model.name.
     """
     name = str(weights or config.model.name)
-    from_scratch = name == DEMO
-    architecture = demo.model_config() if from_scratch else load_config(name)
-    tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(name, say)
-    context = architecture.max_position_embeddings
-    max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
-    check_length(architecture, max_length)
-
-    test_set = test = None
-    with accelerator.main_process_first():  # one rank fills the cache, the others read it
-        train_set = source.load(config.data.train, "train", say)
-        train = tokenise(train_set, tokenizer, config.data, max_length, say)
-        if config.data.test:
-            test_set = source.load(config.data.test, "test", say)
-            test = tokenise(test_set, tokenizer, config.data, max_length, say)
-    if test_set is None:
-        say("no held-out pairs: nothing is evaluated (give --data.test)")
-    elif both := source.overlap(train_set, test_set):
-        say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")
-
+    inputs = first_then_others(lambda: read(config, name, say))
+    tokenizer = inputs.tokenizer
     loading = replace(config, model=replace(config.model, name=name))
-    model = build_model(loading, architecture, len(tokenizer), tokenizer.pad_token_id, say)
+    model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
     wrapped = distribute(model, config.parallel, accelerator)
-    if not from_scratch and (found := verify(model, tokenizer, Path(name))):
+    if name != DEMO and (found := verify(model, tokenizer, Path(name))):
         say(found)
     return Run(
         config=config,
@@ -93,9 +111,10 @@ def prepare(config: TrainConfig, weights: Path | None, accelerator: Accelerator,
         model=model,
         wrapped=wrapped,
         tokenizer=tokenizer,
-        train=train,
-        test=test,
-        max_length=max_length,
+        train=inputs.train,
+        test=inputs.test,
+        max_length=inputs.max_length,
+        attention=attention_of(model),
     )
 
 
@@ -107,7 +126,7 @@ def gradients(run: Run, indices: np.ndarray) -> Tensor:
     accelerator, config = run.accelerator, run.config
     ranks = accelerator.num_processes
     totals = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
-    mine = microbatches(run.train, indices, config, ranks)[accelerator.process_index]
+    mine = microbatches(run.train, indices, config, ranks, run.attention)[accelerator.process_index]
     for i, part in enumerate(mine):
         batch = build(run.train, part, config, run.tokenizer.pad_token_id).to(accelerator.device)
         with accumulating(run.wrapped, last=i == len(mine) - 1):
@@ -123,8 +142,8 @@ def train(config: TrainConfig, console: Console) -> int:
     if config.model.name == DEMO and "OMP_NUM_THREADS" not in os.environ:
         # Too small to gain from a second core, and threads that wait for one that is busy elsewhere lose tenfold.
         torch.set_num_threads(1)
-    # Without a GPU accelerate makes a process group only when told that CPUs are meant.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    asked = processes.overruled(config)
+    accelerator = processes.start()
     if accelerator.device.type == "cpu":
         keep_freed()
     main, ranks = accelerator.is_main_process, accelerator.num_processes
@@ -133,6 +152,8 @@ def train(config: TrainConfig, console: Console) -> int:
         if main:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    for sentence in asked:
+        say(sentence)
     folder, pairs_a_step = config.folder, config.batch.pairs
     weights, progress = open_run(config, say)
     run = prepare(config, weights, accelerator, say)
@@ -142,7 +163,7 @@ def train(config: TrainConfig, console: Console) -> int:
         steps = min(steps, config.optim.max_steps)
     optimizer = adamw(run.model, config.optim)
     if weights is not None:
-        checkpoint.load_training(weights, optimizer)
+        agreed(lambda: state.load(weights / "training", run.model, optimizer))
         say(f"resumed at step {progress.step} of {steps}")
     parameters = sum(p.numel() for p in run.model.parameters())
     where = f"{ranks} x {accelerator.device.type}" if ranks > 1 else str(accelerator.device)
@@ -151,19 +172,19 @@ def train(config: TrainConfig, console: Console) -> int:
     metrics = record.Metrics(folder if main else None, progress.metrics_bytes)
     record.describe(folder if main else None, to_dict(config), accelerator.device, ranks)
     display = record.Display(console, steps, progress.step, main)
+    saver = Saver(folder, config)
     last_eval: dict = {}
 
     def save() -> None:
         nonlocal progress
         progress = replace(progress, metrics_bytes=metrics.bytes)
-        checkpoint.save(folder, progress, run.model, run.tokenizer, optimizer, config, run.max_length, main)
-        accelerator.wait_for_everyone()
+        saver.save(progress, run.model, run.tokenizer, optimizer, run.max_length)
 
     def evaluate() -> None:
         nonlocal progress, last_eval
         if run.test is None:
             return
-        found = heldout.measure(run.wrapped, run.test, config, accelerator, run.tokenizer.pad_token_id)
+        found = heldout.measure(run.wrapped, run.test, config, accelerator, run.tokenizer.pad_token_id, run.attention)
         last_eval = {"counters/examples": progress.examples, "counters/updates": progress.step, **found}
         metrics.write(last_eval)
         display.say(record.evaluated(last_eval))
@@ -172,15 +193,18 @@ def train(config: TrainConfig, console: Console) -> int:
             save()
 
     began, order, order_epoch = time.perf_counter(), np.empty(0), -1
-    with stop_asked() as stop, contextlib.closing(display):
+    with stop_asked() as stop, contextlib.closing(display), saver:
         if progress.step == 0:
             evaluate()
         while progress.step < steps:
-            if asked := agreed(stop, accelerator):
+            if saver.failed():  # seen by one rank first: it stops all of them, and save() says why
+                stop.received = signal.SIGTERM
+            if number := agreed_stop(stop, accelerator):
                 save()
-                display.say(f"stopped by {asked.name} at step {progress.step}: go on with --resume")
-                return 128 + asked
-            start = time.perf_counter()
+                saver.wait()
+                display.say(f"stopped by {number.name} at step {progress.step}: go on with --resume")
+                return 128 + number
+            step_began = time.perf_counter()
             epoch, position = divmod(progress.step, per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(run.train.group, epoch, config), epoch
@@ -190,7 +214,7 @@ def train(config: TrainConfig, console: Console) -> int:
             grad_norm = clip(run.model, config.optim.max_grad_norm)
             measured = heldout.means(totals[:5], len(indices), "train")
             if not (math.isfinite(measured["loss/train"]) and math.isfinite(grad_norm)):
-                raise ValueError(refused(progress.step, measured["loss/train"], grad_norm, run.train, indices))
+                raise AgreedError(refused(progress.step, measured["loss/train"], grad_norm, run.train, indices))
             lr = learning_rate(config.optim, progress.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -199,7 +223,7 @@ def train(config: TrainConfig, console: Console) -> int:
 
             progress = replace(progress, step=progress.step + 1, examples=progress.examples + len(indices))
             flat, computed = (int(count) for count in totals[5:].tolist())
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - step_began
             values = {
                 **measured,
                 "grad_norm": grad_norm,
@@ -219,12 +243,11 @@ def train(config: TrainConfig, console: Console) -> int:
                 save()
 
     final = folder / "FINAL"
-    with written_aside(final) if main else contextlib.nullcontext(final) as partial:
-        write_model(run.model, run.tokenizer, config, run.max_length, partial, main)
+    write_model(run.model, run.tokenizer, config, run.max_length, final)
     if main:
         report(config, console, say, progress, last_eval, time.perf_counter() - began)
     metrics.close()
-    accelerator.end_training()
+    processes.end(accelerator)
     return 0
 
 
@@ -264,7 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
         return train(config.resolved(), console)
 
     # While it trains, Ctrl-C ends the step first and writes a checkpoint; this is before or after.
-    return command.run(work, "stopped before the first step or after the last: no checkpoint is written")
+    before_or_after = "stopped before the first step or after the last: no checkpoint is written"
+    return command.run(work, before_or_after, "Go on from the last checkpoint with --resume")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from oracle import reward_model, tiny_classifier
 
-from rmkit.aside import written_aside
+from rmkit.checkpoint import Saver
 from rmkit.config import DataConfig, OptimConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.data.tokens import render
@@ -22,6 +22,12 @@ def small(family="llama", *, head=1, **extra):
 
 
 def written(folder, model, tokenizer=TOKENIZER):
-    with written_aside(folder) as partial:
-        write_model(model, tokenizer, CONFIG, 77, partial)
+    write_model(model, tokenizer, CONFIG, 77, folder)
     return folder
+
+
+def save(run, progress, model, tokenizer, optimizer, config=CONFIG, max_length=77):
+    """Write one checkpoint and wait for it; its folder."""
+    with Saver(run, config) as saver:
+        saver.save(progress, model, tokenizer, optimizer, max_length)
+    return run / "checkpoints" / f"step-{progress.step}"

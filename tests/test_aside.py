@@ -5,7 +5,7 @@ import os
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from rmkit.aside import written_aside
+from rmkit.aside import delete_partial, written_aside, written_together
 
 transformers_logging.disable_progress_bar()
 
@@ -42,14 +42,55 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 
 
 def test_everything_is_on_the_disk_before_the_folder_takes_its_name(tmp_path, monkeypatch):
-    synced = []
+    before, after = [], []
 
     def fsync(descriptor):
-        assert not (tmp_path / "x").exists()
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2])
+        synced = after if (tmp_path / "x").exists() else before
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
 
     monkeypatch.setattr(os, "fsync", fsync)
     with written_aside(tmp_path / "x") as partial:
         (partial / "a").write_text("1")
+        (partial / "in").mkdir()
+        (partial / "in" / "b").write_text("2")
+    assert set(before) == {str(partial), *(str(partial / name) for name in ("a", "in", "in/b"))}
+    assert after == [str(tmp_path)]  # the name itself
+
+
+def test_what_a_failure_left_is_deleted(tmp_path):
+    with pytest.raises(BrokenError):
+        fail_after_writing(tmp_path / "runs" / "FINAL")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_that_is_written_together_is_whole_or_absent(tmp_path):
+    folder = tmp_path / "FINAL"
+
+    def fill(partial):
+        (partial / "a").write_text("1")
+        return "filled"
+
+    def finish(partial, outcomes):
+        assert outcomes == ["filled"]
+        assert not folder.exists()
         (partial / "b").write_text("2")
-    assert {"a", "b"} <= set(synced)
+
+    written_together(folder, fill, finish)
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+
+    def breaks(*arguments):
+        raise BrokenError
+
+    for broken in ((breaks, finish), (fill, breaks)):
+        with pytest.raises(BrokenError):
+            written_together(folder, *broken)
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["FINAL"]
+
+
+def test_the_rest_of_killed_processes_is_deleted(tmp_path):
+    for name in (".step-3.partial", "step-2", ".hidden"):
+        (tmp_path / name / "in").mkdir(parents=True)
+    delete_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "step-2"]
+    delete_partial(tmp_path / "nowhere")

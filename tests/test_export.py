@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 from oracle import FAMILIES, reward_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from saved import CONFIG, TEXTS, TOKENIZER, small, written
+from saved import CONFIG, TEXTS, TOKENIZER, save, small, written
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from rmkit import export
-from rmkit.checkpoint import Progress, newest_whole, save
+from rmkit.checkpoint import Progress, newest_whole
 from rmkit.data import demo
 from rmkit.data.tokens import encode, render
 from rmkit.export import score_texts, verify
 from rmkit.optim import adamw
 from rmkit.packing import pack
+from rmkit.processes import AgreedError
 
 transformers_logging.disable_progress_bar()
 
@@ -45,6 +47,44 @@ def test_transformers_alone_gives_the_same_scores_in_a_padded_batch(family, tmp_
     logits = padded_scores(written(tmp_path / "x", model), **eager)
     assert logits.shape == (len(TEXTS), 1)
     assert logits[:, 0].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_configuration_are_those_that_transformers_itself_saves(family, tmp_path):
+    model = small(family)
+    model.classifier.save_pretrained(tmp_path / "theirs")
+    ours = written(tmp_path / "ours", model)
+    wanted, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "theirs", ours))
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    theirs, config = read(tmp_path / "theirs" / "config.json"), read(ours / "config.json")
+    assert {key: config.get(key) for key in theirs} == theirs
+
+
+def test_a_large_model_is_split_into_files_as_hugging_face_does_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "FILE_SIZE", "40KB")
+    model = small()
+    model.classifier.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    ours = written(tmp_path / "ours", model)
+    files = sorted(path.name for path in (tmp_path / "theirs").glob("*.safetensors*"))
+    assert len(files) > 2
+    assert sorted(path.name for path in ours.glob("*.safetensors*")) == files
+    for name in files[:-1]:
+        assert load_file(ours / name).keys() == load_file(tmp_path / "theirs" / name).keys()
+    assert read(ours / files[-1]) == read(tmp_path / "theirs" / files[-1])
+    wanted = score_texts(model, TOKENIZER, TEXTS)
+    assert padded_scores(ours)[:, 0].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(tensors, file, **more):
+        file.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(export, "save_file", full)
+    with pytest.raises(AgreedError, match=r"FINAL could not be written \(No space left on device\); make room"):
+        written(tmp_path / "FINAL", small())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("head", [1, 2])
@@ -117,7 +157,7 @@ def test_a_tokenizer_with_several_templates_is_saved(tmp_path):
     tokenizer = demo.tokenizer()
     tokenizer.chat_template = {"default": demo.TEMPLATE, "tool_use": "{{ messages }}"}
     model = small()
-    folder = save(tmp_path, Progress(step=1), model, tokenizer, adamw(model, CONFIG.optim), CONFIG, 77)
+    folder = save(tmp_path, Progress(step=1), model, tokenizer, adamw(model, CONFIG.optim))
     again = AutoTokenizer.from_pretrained(folder)
     assert [render(again, m) for m in export.SELF_CHECK] == [render(TOKENIZER, m) for m in export.SELF_CHECK]
     assert verify(model, again, folder)

@@ -1,17 +1,18 @@
 import dataclasses
-import hashlib
 import json
 
 import pytest
 import torch
 from oracle import reward_model, tiny_classifier
+from saved import save
 
-from rmkit import checkpoint
+from rmkit import folder, state
 from rmkit.checkpoint import Progress
 from rmkit.config import BatchConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_dict
 from rmkit.data import demo
 from rmkit.folder import check_same, open_run
 from rmkit.optim import adamw
+from rmkit.sums import sums, write_sums
 
 
 def run_of(tmp_path, **values):
@@ -22,10 +23,11 @@ def write_checkpoint(config, step, *, whole=True):
     folder = config.folder / "checkpoints" / f"step-{step}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights" if whole else b"others").hexdigest()
     progress = {"step": step, "examples": 64 * step, "best_step": 3, "best_loss": 0.5, "metrics_bytes": 77}
-    state = {"progress": progress, "config": to_dict(config), "sha256": {"model.safetensors": digest}}
-    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "state.json").write_text(json.dumps({"progress": progress, "config": to_dict(config)}))
+    write_sums(folder, [sums(folder, [folder / "model.safetensors", folder / "state.json"])])
+    if not whole:
+        (folder / "model.safetensors").write_bytes(b"others")
     return folder
 
 
@@ -65,23 +67,25 @@ def test_overwrite_deletes_the_results_and_nothing_else(tmp_path):
     assert said == [f"deleted FINAL, checkpoints, metrics.jsonl of an earlier run in {config.folder}"]
 
 
-def test_overwrite_is_the_work_of_the_first_rank(tmp_path, monkeypatch):
+def test_the_first_rank_decides_for_all(tmp_path, monkeypatch):
+    """Another rank may see the folder when the first one has deleted the old run, or begun to write the new one."""
     config = run_of(tmp_path, overwrite=True)
     kept = write_checkpoint(config, 4)
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(folder, "first", lambda action: False)  # what rank 0 has found
     assert opened(config) == (None, Progress(), [])
     assert kept.exists()
+    assert opened(run_of(tmp_path)) == (None, Progress(), [])
 
 
 def test_resume_takes_the_newest_whole_checkpoint(tmp_path):
     config = run_of(tmp_path, resume=True)
     for step in (2, 9, 10):
-        folder = write_checkpoint(config, step)
+        newest = write_checkpoint(config, step)
     wanted = Progress(step=10, examples=640, best_step=3, best_loss=0.5, metrics_bytes=77)
-    assert opened(config) == (folder, wanted, [])
+    assert opened(config) == (newest, wanted, [])
     write_checkpoint(config, 11, whole=False)
     weights, progress, said = opened(config)
-    assert (weights, progress) == (folder, wanted)
+    assert (weights, progress) == (newest, wanted)
     assert len(said) == 1
     assert "step-11 is damaged" in said[0]
 
@@ -146,7 +150,7 @@ def test_optimizer_state_reaches_its_own_parameter_whatever_flag_changed(tmp_pat
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     wanted = {p: optimizer.state[p]["exp_avg"].clone() for p in model.parameters()}
-    checkpoint.save(config.folder, Progress(step=1), model, demo.tokenizer(), optimizer, config, 64)
+    save(config.folder, Progress(step=1), model, demo.tokenizer(), optimizer, config)
     resumed = changed(config, "optim.decay_all", True)
     refused = None
     try:
@@ -157,5 +161,5 @@ def test_optimizer_state_reaches_its_own_parameter_whatever_flag_changed(tmp_pat
         assert refused.startswith("--optim.decay-all True: ")
         return
     again = adamw(model, resumed.optim)
-    checkpoint.load_training(weights, again)
+    state.load(weights / "training", model, again)
     assert all(torch.equal(again.state[p]["exp_avg"], wanted[p]) for p in model.parameters())

@@ -16,7 +16,7 @@ from oracle import TINY, scores_one_by_one
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
-from rmkit import checkpoint, record
+from rmkit import checkpoint, export, record
 from rmkit.config import from_dict
 from rmkit.data import demo
 from rmkit.train import main
@@ -240,16 +240,16 @@ def test_signal_writes_a_checkpoint_and_resume_goes_on(world, undisturbed, tmp_p
 
 def test_crash_while_saving_keeps_the_checkpoint_before(world, tmp_path, monkeypatch, capsys):
     arguments = flags(world, tmp_path, "--save.every", "2", "--eval.every", "0")
-    saved = checkpoint.save_file
+    saved = export.save_file
 
-    def dies(tensors, file):
+    def dies(tensors, file, **more):
         if "step-4" in str(file):
-            saved(dict(list(tensors.items())[:1]), file)
+            saved(dict(list(tensors.items())[:1]), file, **more)
             raise Crash
-        saved(tensors, file)
+        saved(tensors, file, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", dies)
+        patch.setattr(export, "save_file", dies)
         with pytest.raises(Crash):
             main(arguments)
     assert checkpoint.steps_saved(tmp_path / "r") == [2]

@@ -67,9 +67,11 @@ def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]
         kwargs = {"source": asdict(source), "rows": rows, "code": _code()}
         built = Dataset.from_generator(_examples, features=FEATURES, gen_kwargs=kwargs)
     except datasets.exceptions.DatasetGenerationError as error:
-        if type(error.__cause__) is not ValueError:
-            raise
-        raise ValueError(str(error.__cause__)) from None
+        if type(error.__cause__) is ValueError:
+            raise ValueError(str(error.__cause__)) from None
+        if isinstance(error.__cause__, OSError):  # a full disk
+            raise ValueError(f"{source.shown}: {error.__cause__}") from None
+        raise
     finally:
         if not bars:
             datasets.enable_progress_bars()
@@ -120,7 +122,7 @@ def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Found:
     try:
         for i, found in NAMED[origin.named].function(rows, origin.split):
             yield str(i), found
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         problem = f"found no field {error}" if isinstance(error, KeyError) else f"found a wrong field ({error})"
         raise ValueError(f"{origin.shown}: {problem}; the set's schema has changed") from None
     except ValueError as error:
@@ -132,7 +134,7 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Found:
     if rows is None:
         located = read_rows(origin.path, origin.shown)
     else:
-        located = ((f"row {i}", row) for i, row in enumerate(rows))
+        located = _opened(rows, origin.shown)
     for where, row in located:
         report["rows"] += 1
         number = where.rpartition(" ")[2]
@@ -151,6 +153,14 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Found:
             yield number, preference
     if not report["rows"]:
         raise ValueError(f"{origin.shown}: the set is empty")
+
+
+def _opened(rows: Dataset, shown: str) -> Found:
+    try:
+        for i, row in enumerate(rows):
+            yield f"row {i}", row
+    except Exception as error:  # columns that cannot be read as what the set declares them to be
+        raise ValueError(f"{shown}: the set cannot be read ({type(error).__name__}: {error})") from None
 
 
 def _other_split(row: Any, split: str) -> bool:

@@ -5,6 +5,10 @@ from typing import Any
 
 Message = dict[str, str]
 
+MOST = 1 << 16
+"""Entries of a list of responses, and preferences that one row may stand for: some kilobytes could stand for billions.
+"""
+
 
 def text(value: Any, field: str) -> str:
     """Text that can be written as UTF-8."""
@@ -39,6 +43,8 @@ def entries(value: Any, field: str) -> list[Any]:
     """A list with at least one entry."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"field '{field}': found {show(value)}, need a list with at least one entry")
+    if len(value) > MOST:
+        raise ValueError(f"field '{field}': found {show(value)}, need at most {MOST}; part the row")
     return value
 
 
@@ -75,4 +81,11 @@ def show(value: Any) -> str:
 
 def names(row: dict[str, Any]) -> str:
     """The fields of a row that hold something, for a message."""
-    return ", ".join(str(field) for field, value in row.items() if value is not None) or "(none)"
+    held = [plain(str(field)) for field, value in row.items() if value is not None]
+    shown = ", ".join(field if len(field) <= 50 else field[:47] + "..." for field in held[:30])
+    return f"{shown} and {len(held) - 30} more" if len(held) > 30 else shown or "(none)"
+
+
+def plain(text: str) -> str:
+    """Text that can be printed: what would move the cursor, or cannot be encoded, stands as its escape."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

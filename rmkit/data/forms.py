@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
-from rmkit.data.fields import Message, entries, messages, name, names, number, show, text
+from rmkit.data.fields import MOST, Message, entries, messages, name, names, number, show, text
 
 Form = Literal[
     "explicit prompt",
@@ -204,6 +204,7 @@ def _ranked(row: dict[str, Any]) -> Iterator[Pair]:
     values = entries(row.get(by), by)
     if len(values) != len(responses):
         raise ValueError(f"field '{by}': found {len(values)} numbers for {len(responses)} {field}")
+    _check_number(len(responses) * (len(responses) - 1) // 2, f"field '{field}'")
     sign = -1.0 if by == "ranks" else 1.0
     goods = [sign * number(value, f"{by}[{i}]") for i, value in enumerate(values)]
     sides = [messages(side, f"{field}[{i}]") for i, side in enumerate(responses)]
@@ -219,8 +220,14 @@ def _lists(row: dict[str, Any]) -> Iterator[Pair]:
     for field in ("chosen", "rejected"):
         texts = [row[field]] if isinstance(row.get(field), str) else entries(row.get(field), field)
         sides.append([messages(part, f"{field}[{i}]") for i, part in enumerate(texts)])
+    _check_number(len(sides[0]) * len(sides[1]), "fields 'chosen' and 'rejected'")
     for (i, chosen), (j, rejected) in itertools.product(*map(enumerate, sides)):
         yield f"/{i}>{j}", prompt, chosen, rejected
+
+
+def _check_number(pairs: int, field: str) -> None:
+    if pairs > MOST:
+        raise ValueError(f"{field}: found responses for {pairs} preferences, need at most {MOST} a row; give fewer")
 
 
 _PAIRS = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkit.data import source
+from rmkit.data.fields import plain
 from rmkit.data.files import read_rows
 
 STDIN = "-"
@@ -27,7 +28,7 @@ def identity(given: str) -> list[Any]:
 
 
 def shown(given: str) -> str:
-    return "standard input" if given == STDIN else given
+    return "standard input" if given == STDIN else plain(given)
 
 
 def plain_file(given: str, folder: Path, say: Callable[[str], None]) -> Path:
@@ -48,9 +49,9 @@ def plain_file(given: str, folder: Path, say: Callable[[str], None]) -> Path:
                 file.seek(0)
                 _copied(file, copy, given)
         except PermissionError as error:
-            raise ValueError(f"{given}: cannot be read ({error.strerror})") from None
+            raise ValueError(f"{shown(given)}: cannot be read ({error.strerror})") from None
     elif path.is_file():
-        _written((row for _, row in read_rows(given, given)), copy)
+        _written((row for _, row in read_rows(given, shown(given))), copy)
     else:
         try:
             preferences = source.load((given,), "train", say)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmkit.data.files import decoded, parsed
-from rmkit.data.rows import rows, unit
+from rmkit.data.rows import decoded, parsed, rows, unit
 from rmkit.data.samples import Sample, samples
 
 ENTRY = np.dtype(
@@ -60,27 +59,33 @@ def build_index(path: Path, shown: str, folder: Path) -> dict[str, int]:
 
 
 def _entries(path: Path, shown: str, counts: dict[str, int]) -> Iterator[np.ndarray]:
-    called, held = unit(path), []
-    for row in rows(path, shown):
-        try:
-            found = samples(row.value)
-        except ValueError as error:
-            raise ValueError(f"{shown}, {called} {row.number}: {error}") from None
-        counts["rows"] += 1
-        for part, sample in enumerate(found):
-            held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
-        if len(held) >= BATCH:
-            yield np.array(held, ENTRY)
-            held = []
+    held: list[tuple] = []
+    with path.open("rb") as file:
+        called = unit(file)
+        for row in rows(file, shown):
+            try:
+                found = samples(row.value)
+            except ValueError as error:
+                raise ValueError(f"{shown}, {called} {row.number}: {error}") from None
+            counts["rows"] += 1
+            for part, sample in enumerate(found):
+                held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
+            if len(held) >= BATCH:
+                yield np.array(held, ENTRY)
+                held = []
     yield np.array(held, ENTRY)
 
 
 class SampleFile:
-    """The samples of a file in its order: file[i] is read from the disk, where it stands is known."""
+    """The samples of a file in its order: file[i] is read from the disk, where it stands is known.
+
+    Raises ValueError where the file no longer holds the sample that was indexed: its score would be another one's.
+    """
 
     def __init__(self, path: Path, shown: str, folder: Path) -> None:
         """Open `path` with the index in `folder` that `build_index` wrote."""
-        self._file, self._shown, self._unit = path.open("rb"), shown, unit(path)
+        self._file, self._shown = path.open("rb"), shown
+        self._unit = unit(self._file)
         self.index = np.load(folder / "index.npy", mmap_mode="r")
         self._held: tuple[int, list[Sample]] = (-1, [])
 
@@ -93,8 +98,14 @@ class SampleFile:
         if self._held[0] != offset:
             self._file.seek(offset)
             raw = self._file.read(int(entry["length"]))
-            self._held = offset, samples(parsed(decoded(raw, self.where(i)), self.where(i)))
-        return self._held[1][int(entry["part"])]
+            try:
+                self._held = offset, samples(parsed(decoded(raw, ""), ""))
+            except ValueError:
+                self._held = offset, []
+        part = int(entry["part"])
+        if part >= len(self._held[1]) or self._held[1][part].text != entry["text"]:
+            raise ValueError(f"{self.where(i)}: it has changed since the file was read first; label it anew")
+        return self._held[1][part]
 
     def where(self, i: int) -> str:
         """ "file, line 3" or "file, index 2", as the other messages say it."""

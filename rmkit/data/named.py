@@ -48,7 +48,7 @@ def _each(pair: Callable[[Row], Row]) -> Callable[[Sequence[Row], str], Iterator
 def _preference(i: int, row: Row, pair: Callable[[Row], Row]) -> Row:
     try:
         return preferences(pair(row), "explicit prompt")[0]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"row {i}: {type(error).__name__} {error} among the fields {names(row)}; the set's schema has changed"
         ) from None

@@ -8,6 +8,7 @@ file and line are the caller's to add.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class Sample:
     prompt: list[Message]
     response: list[Message]
     prompt_id: int | str | None
+    group: int
+    """Equal where the prompt is the same: HALOs' running prompt_id starts at 0 in each run, so it is not enough"""
     record: dict[str, Any]
     """The row's other fields, kept as they are"""
     of_pair: bool = False
@@ -40,11 +43,6 @@ class Sample:
     @property
     def conversation(self) -> list[Message]:
         return [*self.prompt, *self.response]
-
-    @property
-    def group(self) -> int:
-        """Equal where the prompt is the same: HALOs' running prompt_id starts at 0 in each run, so it is not enough."""
-        return digest([self.prompt_id, self.prompt])
 
     @property
     def text(self) -> int:
@@ -67,36 +65,47 @@ def samples(row: Any) -> list[Sample]:
         raise ValueError(f"found {show(row)}, need an object with fields; {NEEDS}")
     kind = row.get("type")
     if row.get("output") is not None or kind in ("sample", "scalar_feedback", "binary_feedback"):
-        return [_sample(row, row.get("output"), "output")]
+        return _samples(row, [("output", row.get("output"), {})])
     field = next((field for field in LISTS if row.get(field) is not None), None)
     if field is not None:
         listed = entries(row[field], field)
-        return [_sample({**row, "sample_id": i}, found, f"{field}[{i}]") for i, found in enumerate(listed)]
+        return _samples(row, ((f"{field}[{i}]", found, {"sample_id": i}) for i, found in enumerate(listed)))
     if kind != "pairwise_feedback" and not {"chosen", "rejected"} <= row.keys():
         raise ValueError(f"found the fields {names(row)}; {NEEDS}")
     return _sides(row)
 
 
-def _sample(row: dict[str, Any], response: Any, field: str) -> Sample:
+def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]]) -> list[Sample]:
+    """A sample for each response, given with the name of its field and what its record holds besides the row's."""
     prompt_field = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
     prompt = messages(row.get(prompt_field), prompt_field, "user")
     if not prompt:
         raise ValueError(f"field '{prompt_field}': found an empty list, need text or at least one message")
-    found = messages(response, field)
-    if not found:
-        raise ValueError(f"field '{field}': found an empty list, need text or at least one message")
+    prompt_id = _prompt_id(row)
+    group = digest([prompt_id, prompt])
     kept = {key: value for key, value in row.items() if key not in OUTDATED}
-    return Sample(prompt=prompt, response=found, prompt_id=_prompt_id(row), record=kept)
+    found = []
+    for field, given, more in responses:
+        response = messages(given, field)
+        if not response:
+            raise ValueError(f"field '{field}': found an empty list, need text or at least one message")
+        record = {**kept, **more}
+        found.append(Sample(prompt=prompt, response=response, prompt_id=prompt_id, group=group, record=record))
+    return found
 
 
 def _sides(row: dict[str, Any]) -> list[Sample]:
     """Both sides of every preference of a row; a side that stands in several of them once."""
     found: dict[int, Sample] = {}
     kept = {key: row[key] for key in OF_A_PAIR if row.get(key) is not None}
+    prompt_id, prompt, group = _prompt_id(row), None, 0
     for pair in forms.preferences(row, forms.detect(row)):
+        if pair["prompt"] is not prompt:  # all pairs of a row have one
+            prompt = pair["prompt"]
+            group = digest([prompt_id, prompt])
         for side in ("chosen", "rejected"):
             sample = Sample(
-                prompt=pair["prompt"], response=pair[side], prompt_id=_prompt_id(row), record=kept, of_pair=True
+                prompt=prompt, response=pair[side], prompt_id=prompt_id, group=group, record=kept, of_pair=True
             )
             found.setdefault(sample.text, sample)
     return list(found.values())

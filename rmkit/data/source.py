@@ -17,6 +17,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from rmkit.data.cached import DEMO, Source, build
+from rmkit.data.fields import plain
 from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.named import NAMED
 
@@ -107,14 +108,15 @@ def _unknown(given: str, split: Split) -> str:
 
 
 def _local(path: Path, split: Split, say: Say) -> Iterator[tuple[Source, Dataset | None]]:
+    shown = plain(str(path))
     if not path.is_dir():
         if not path.name.endswith(SUFFIXES):
-            raise ValueError(f"{path}: unknown kind of file; need one of {', '.join(SUFFIXES)}")
+            raise ValueError(f"{shown}: unknown kind of file; need one of {', '.join(SUFFIXES)}")
         stat = path.stat()
         resolved = {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        yield Source(shown=str(path), own_split=split, **resolved), None
+        yield Source(shown=shown, own_split=split, **resolved), None
     elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        yield Source(shown=str(path), own_split=split), _saved(path, split)
+        yield Source(shown=shown, own_split=split), _saved(path, split)
     else:
         for file in _folder(path, split, say):
             yield from _local(file, split, say)
@@ -137,7 +139,9 @@ def _folder(path: Path, split: Split, say: Say) -> list[Path]:
 def _saved(path: Path, split: Split) -> Dataset:
     try:
         saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, IndexError) as error:  # IndexError: a set that was saved without rows
+        for part in saved.values() if isinstance(saved, DatasetDict) else [saved]:
+            part.data.table.validate(full=True)  # offsets that lie outside the file end the process
+    except Exception as error:  # whatever a library says of files that do not hold what they declare
         raise ValueError(f"{path}: an empty or unreadable save_to_disk folder ({_words(error)})") from None
     if isinstance(saved, DatasetDict):
         if split not in saved:
