@@ -60,10 +60,10 @@ class EvaluateConfig:
     export: tuple[Literal["rewardbench"], str] | None = None
     """Also write the pairs to a file, in the form that RewardBench reads offline: --export rewardbench FILE."""
     max_length: int | None = None
-    """Longest conversation (prompt + response) in tokens; by default the model's context.
+    """Longest conversation (prompt + response) in tokens; by default the model's context, at most 16384.
     Pairs with a longer side are left out, and counted."""
-    max_tokens: int = 16384
-    """Tokens that one process runs at once."""
+    max_tokens: int | None = None
+    """Tokens that one process runs at once, by default 4096 on a CPU and 16384 on a GPU."""
     layout: Literal["trie", "packed", "padded"] = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from rmkit.config import ParallelConfig
 from rmkit.model import RewardModel
@@ -117,13 +117,3 @@ def _put(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor on the CPU, of a sharded one (every rank must ask for it) or any other."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
-
-
-def is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, sharded and placed as `like` is."""
-    tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

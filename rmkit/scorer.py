@@ -20,6 +20,11 @@ from rmkit.packing import Layout, pack
 from rmkit.planner import split
 from rmkit.pretrained import build_model, check_length, load_config, saved_labels
 
+BUDGET = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one forward pass by default. On a CPU larger ones leave its cache and are slower a token."""
+LONGEST = 16384
+"""Tokens of the longest conversation by default, where the model's context is longer still."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
@@ -29,7 +34,7 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     max_tokens: int
-    """Tokens of one forward pass"""
+    """Tokens of one forward pass, where no conversation alone is longer"""
     max_length: int
     """Tokens of the longest conversation that is scored"""
     attention: float
@@ -41,13 +46,14 @@ class Scorer:
         scores = np.empty(len(sequences), np.float32)
         if len(sequences) == 0:
             return scores
+        lengths = np.array([[len(s)] for s in sequences])
         bins = split(
-            measure([sequences], np.array([[len(s)] for s in sequences]), group),
+            measure([sequences], lengths, group),
             np.arange(len(sequences)),
             layout=self.layout,
             attention=self.attention,
             ranks=1,
-            max_tokens=self.max_tokens,
+            max_tokens=max(self.max_tokens, int(lengths.max())),
         )[0]
         with torch.no_grad():
             for positions in filter(len, bins):
@@ -63,15 +69,15 @@ def load_scorer(
     device: torch.device,
     layout: Layout = "trie",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
-    max_tokens: int = 16384,
+    max_tokens: int | None = None,
     max_length: int | None = None,
     say: Callable[[str], None],
 ) -> Scorer:
     """Load a reward model: a folder that rmkit wrote (its self-check is verified), or anyone's sequence classifier
     with 1 label, or 2 as HALOs saves them (the reward is logit 1).
 
-    Where there is no rmkit.json, what is assumed about template and end token is said. `max_length` defaults to the
-    model's context. Raises ValueError on a model without a score head, of another family, or not whole.
+    Where there is no rmkit.json, what is assumed about template and end token is said. `max_tokens` defaults to
+    `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises ValueError on a model without a score head, of another family, or not whole.
     """
     try:
         return _load(name, device, layout, precision, max_tokens, max_length, say)
@@ -92,12 +98,13 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
             f"python -m rmkit.train --model.name {name}"
         )
     tokenizer = load_tokenizer(name, say)
-    longest = max_length or min(architecture.max_position_embeddings, max_tokens)
+    longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)
     check_length(architecture, longest)
-    if longest > max_tokens:
+    if max_tokens is not None and longest > max_tokens:
         raise ValueError(f"--max-length {longest}: one conversation would not fit into --max-tokens {max_tokens}")
+    budget = max_tokens or BUDGET[device.type]
     config = TrainConfig(
-        model=ModelConfig(name=name, precision=precision), batch=BatchConfig(layout=layout, max_tokens=max_tokens)
+        model=ModelConfig(name=name, precision=precision), batch=BatchConfig(layout=layout, max_tokens=budget)
     )
     model = build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say).to(device).eval()
     checked = verify(model, tokenizer, Path(name))
@@ -106,7 +113,7 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
         model=model,
         tokenizer=tokenizer,
         layout=layout,
-        max_tokens=max_tokens,
+        max_tokens=budget,
         max_length=longest,
         attention=attention_of(model),
     )

@@ -1,9 +1,11 @@
 """Around every program: a sentence in a box and a status, whatever goes wrong for the user."""
 
+import signal
+
 import datasets
 import pytest
 
-from rmkit import command
+from rmkit import command, processes
 
 
 @pytest.mark.parametrize(
@@ -11,6 +13,7 @@ from rmkit import command
     [
         (ValueError("--flag 3: set 4"), 2, "--flag 3: set 4"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (processes.AgreedError("rank 3: no such file"), 2, "rank 3: no such file"),
         (KeyboardInterrupt(), 130, "nothing was lost"),
     ],
 )
@@ -30,6 +33,23 @@ def test_our_own_errors_keep_their_traceback():
 
     with pytest.raises(AssertionError):
         command.run(work, "")
+
+
+def test_a_lost_process_is_a_box_that_says_how_to_go_on(monkeypatch, capsys):
+    def work(console):
+        raise RuntimeError("[pair.cc:1] Connection closed by peer, says gloo")
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(processes, "_silent_ranks", lambda: [1, 3])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.run(work, "", "Try --resume") == 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "rank 1, 3 has ended" in told
+    assert "Connection closed by peer" in told
+    assert "Try --resume" in told
 
 
 def test_progress_bars_are_off_in_a_log_and_given_back():

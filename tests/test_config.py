@@ -27,7 +27,7 @@ OTHER = TrainConfig(
     model=ModelConfig(name="a/b", head="binary", precision="bf16", gradient_checkpointing=True),
     data=DataConfig(train=("a", "b.jsonl"), test=("c",), max_length=2, overlong="keep-end", shuffle=False, workers=3),
     batch=BatchConfig(pairs=1, max_tokens=2, layout="padded", group="none"),
-    parallel=ParallelConfig(strategy="ddp"),
+    parallel=ParallelConfig(strategy="fsdp", replicate=0, cpu_offload=True),
     loss=LossConfig(label_smoothing=0.49, center=0.5),
     optim=OptimConfig(lr=1e-6, schedule="cosine", warmup_ratio=1.0, weight_decay=0.0, max_steps=7, epochs=2),
     eval=EvalConfig(every=0),
@@ -37,6 +37,7 @@ PARTS = {
     "model": ModelConfig,
     "data": DataConfig,
     "batch": BatchConfig,
+    "parallel": ParallelConfig,
     "loss": LossConfig,
     "optim": OptimConfig,
     "eval": EvalConfig,
@@ -71,6 +72,7 @@ WRONG = [
     ("data.workers", -1),
     ("batch.pairs", 0),
     ("batch.max_tokens", 1),
+    ("parallel.replicate", -1),
     ("loss.label_smoothing", 0.5),
     ("loss.label_smoothing", -0.1),
     ("loss.label_smoothing", math.nan),
@@ -101,6 +103,21 @@ def test_a_wrong_value_is_refused_by_its_flag(name, value):
     with pytest.raises(ValueError) as caught:
         PARTS[part](**{key: value})
     assert str(caught.value).startswith(f"--{name.replace('_', '-')} {value}: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [
+        ({"replicate": 2}, "--parallel.replicate 2: it belongs to fsdp"),
+        ({"cpu_offload": True}, "--parallel.cpu-offload: it belongs to fsdp"),
+    ],
+)
+def test_what_belongs_to_fsdp_is_refused_under_ddp(values, start):
+    ParallelConfig(strategy="fsdp", **values)
+    ParallelConfig(**values)
+    with pytest.raises(ValueError) as caught:
+        ParallelConfig(strategy="ddp", **values)
+    assert str(caught.value).startswith(start)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import torch
+from oracle import scores_one_by_one
+from saved import small, written
+from transformers import AutoModelForSequenceClassification
+
+from rmkit import scorer
+from rmkit.scorer import load_scorer
+
+CPU = torch.device("cpu")
+
+
+def sequences(lengths) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 60, n).astype(np.int32) for n in lengths]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("saved") / "m", small())
+
+
+def test_a_conversation_longer_than_the_default_budget_runs_alone(folder, monkeypatch):
+    monkeypatch.setitem(scorer.BUDGET, "cpu", 20)
+    loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
+    assert loaded.max_tokens == 20
+    assert loaded.max_length == 128, "the model's context"
+    given = sequences([5, 50, 7, 19])
+    seen = []
+    loaded.model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].tokens))
+    found = loaded.score(given, np.arange(4))
+    assert max(seen) == 50
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, scores_one_by_one(plain, given), rtol=1e-5, atol=1e-5)
+
+
+def test_a_budget_that_is_given_bounds_the_length(folder):
+    loaded = load_scorer(str(folder), device=CPU, max_tokens=64, say=lambda text: None)
+    assert (loaded.max_tokens, loaded.max_length) == (64, 64)
+    with pytest.raises(ValueError, match=r"^--max-length 65: one conversation would not fit into --max-tokens 64"):
+        load_scorer(str(folder), device=CPU, max_tokens=64, max_length=65, say=lambda text: None)
+
+
+def test_nothing_to_score(folder):
+    loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
+    assert loaded.score([], np.empty(0, np.int64)).shape == (0,)
