@@ -128,11 +128,27 @@ def newest_whole(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str,
     """
     for step in reversed(first(lambda: steps_saved(run))):
         folder = run / "checkpoints" / f"step-{step}"
-        why = damage(folder)
-        if why is None:
-            return folder, first(lambda: json.loads((folder / "state.json").read_text()))  # noqa: B023 (called at once)
+        why = damage(folder) or first(lambda: _held(folder))  # noqa: B023 (called at once)
+        if isinstance(why, dict):
+            return folder, why
         say(f"{folder} is damaged ({why}); the one before it is tried")
     return None
+
+
+def _held(folder: Path) -> dict[str, Any] | str:
+    """What state.json holds, or what is wrong with it: checksums that fit can stand beside anything."""
+    try:
+        held = json.loads((folder / "state.json").read_text())
+        progress = Progress(**held["progress"])
+        counts = (progress.step, progress.examples, progress.metrics_bytes)
+        whole = all(isinstance(n, int) and n >= 0 for n in counts)
+        best = all(n is None or isinstance(n, (int, float)) for n in (progress.best_step, progress.best_loss))
+        parts = [held["config"].get(part, {}) for part in ("model", "data", "batch", "optim")]
+        if not (whole and best and all(isinstance(part, dict) for part in parts)):
+            return "state.json holds something else than a step and a configuration"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"state.json cannot be read ({error})"
+    return held
 
 
 def _rotate(run: Path, keep: int, progress: Progress) -> None:

@@ -25,6 +25,7 @@ import rmkit
 from rmkit import attention
 from rmkit.aside import files_below, flush, written_together
 from rmkit.config import TrainConfig
+from rmkit.data.fields import entries, text
 from rmkit.data.tokens import default_template, encode, render
 from rmkit.model import RewardModel, score_index
 from rmkit.packing import pack
@@ -214,9 +215,8 @@ def verify(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path)
     try:
         contract = json.loads(file.read_text())
         template = contract["chat_template"]
-        texts, expected = contract["self_check"]["texts"], [float(s) for s in contract["self_check"]["scores"]]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError("it holds no texts")
+        texts = [text(given, "texts") for given in entries(contract["self_check"]["texts"], "texts")]
+        expected = [float(s) for s in contract["self_check"]["scores"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: the self-check cannot be read ({error}); restore the file or delete it") from error
     if template != default_template(tokenizer):

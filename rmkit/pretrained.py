@@ -147,8 +147,8 @@ def load_classifier(
 def saved_labels(architecture: PretrainedConfig, name: str) -> int | None:
     """Labels of the head that a checkpoint brings; None where it is a causal LM, whose head must be drawn."""
     kinds = architecture.architectures or [""]
-    if not isinstance(kinds[0], str):
-        raise ValueError(f"--model.name {name}: its config.json gives {kinds[0]!r} as architecture, need a class name")
+    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
+        raise ValueError(f"--model.name {name}: its config.json gives {kinds!a} as architectures, need a class name")
     if kinds[0].endswith("ForCausalLM"):
         return None
     if not kinds[0].endswith("ForSequenceClassification"):

@@ -47,6 +47,15 @@ def test_another_version_of_the_code_reads_anew(monkeypatch):
     assert len(build(Source(shown="x"), rows)[0]) == 0
 
 
+def test_a_full_disk_is_a_sentence(monkeypatch):
+    def full(row, form):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cached, "preferences", full)
+    with pytest.raises(ValueError, match=r"^x: .*No space left on device"):
+        build(Source(shown="x"), Dataset.from_list(ROWS))
+
+
 def test_a_failure_that_is_not_ours_keeps_its_traceback(monkeypatch):
     def broken(row, form):
         raise ZeroDivisionError

@@ -15,13 +15,14 @@ from transformers.utils import logging as transformers_logging
 from victim import make_world
 
 from rmkit import export, state
+from rmkit.aside import files_below
 from rmkit.checkpoint import Progress, Saver, newest_whole, steps_saved
 from rmkit.config import SaveConfig, TrainConfig, from_dict
 from rmkit.optim import adamw
 from rmkit.pretrained import build_model, load_config
 from rmkit.processes import AgreedError
 from rmkit.record import CLOCK_KEYS
-from rmkit.sums import NAME
+from rmkit.sums import NAME, sums, write_sums
 from rmkit.train import main
 
 transformers_logging.disable_progress_bar()
@@ -105,6 +106,24 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(name, damage
     assert len(said) == 1
     assert "step-10 is damaged" in said[0]
     assert name.rpartition("/")[2] in said[0]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *("", "{", "[]", "{}", "3", "[" * 100_000, '{"progress": {}}', '{"progress": {"stop": 1}, "config": {}}'),
+        *('{"progress": {"step": "x"}, "config": {}}', '{"progress": {"step": -1}, "config": {}}'),
+        *('{"progress": {}, "config": []}', '{"progress": {}, "config": {"model": 3}}'),
+    ],
+)
+def test_a_state_that_is_none_is_damage_although_its_checksum_fits(raw, two_checkpoints, tmp_path):
+    run = shutil.copytree(two_checkpoints, tmp_path / "run")
+    folder = run / "checkpoints" / "step-10"
+    (folder / "state.json").write_text(raw)
+    write_sums(folder, [sums(folder, [path for path in files_below(folder) if path.name != NAME])])
+    said = []
+    assert newest_whole(run, said.append)[0].name == "step-9"
+    assert "step-10 is damaged (state.json" in said[0]
 
 
 def test_every_file_has_a_checksum(two_checkpoints):

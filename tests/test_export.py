@@ -222,7 +222,9 @@ def test_self_check_detects_a_changed_template(tmp_path):
 def test_a_folder_without_a_self_check_is_taken_and_a_broken_one_is_not(tmp_path):
     model = small()
     assert verify(model, TOKENIZER, tmp_path) is None
-    for broken in ("{", "{}", "[]", '{"self_check": {"texts": []}}'):
+    check = '{"chat_template": "", "self_check": {"texts": %s, "scores": [1]}}'
+    of_texts = [check % texts for texts in ("[]", "[3]", '["\\ud800"]', "3")]
+    for broken in ("{", "{}", "[]", '{"self_check": {"texts": []}}', "[" * 100_000, *of_texts):
         (tmp_path / "rmkit.json").write_text(broken)
         with pytest.raises(ValueError, match=r"rmkit\.json: the self-check cannot be read"):
             verify(model, TOKENIZER, tmp_path)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rmkit.data.fields import entries, messages, name, number, show, text
+from rmkit.data.fields import MOST, entries, messages, name, names, number, plain, show, text
 
 
 @pytest.mark.parametrize("wrong", [True, False, "0.5", None, [1], math.nan, math.inf, -math.inf, 10**400])
@@ -63,3 +63,17 @@ def test_what_was_found_stays_on_one_short_line():
     for value in ("x\n" * 500, ["x"] * 500, {"a": 1}, 10**300):
         assert len(show(value)) < 130
         assert "\n" not in show(value)
+
+
+def test_a_list_without_measure_is_refused():
+    """Kilobytes of gzip can hold millions of empty responses."""
+    assert len(entries([""] * MOST, "responses")) == MOST
+    with pytest.raises(ValueError, match="field 'responses': found a list with 65537 entries, need at most 65536"):
+        entries([""] * (MOST + 1), "responses")
+
+
+def test_names_of_fields_are_shown_without_what_moves_the_cursor():
+    assert names({"a\x1b[31m": 1, "b": None, "\ud800": 2}) == "a\\x1b[31m, \\ud800"
+    assert names({str(i): i for i in range(99)}).endswith("29 and 69 more")
+    assert len(names({"x" * 5000: 1})) == 50
+    assert plain("\u00fc\n\t\x07") == "\u00fc\n\\t\\x07"

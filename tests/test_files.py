@@ -1,6 +1,9 @@
 import gzip
 import json
+import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
@@ -61,7 +64,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path, bad):
 def test_an_array_cut_in_half_is_named(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(array()[:-10])
-    with pytest.raises(ValueError, match=r"^a\.json: found JSON that is cut off .* line \d+, column \d+"):
+    with pytest.raises(ValueError, match=r"^a\.json, index \d: found JSON that is cut off .* line \d+, column \d+"):
         read(file)
 
 
@@ -81,7 +84,7 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path):
     ):
         read(file)
     file.write_bytes(b'[\n"x",\n"\xff"]')
-    with pytest.raises(ValueError, match=r"^a\.jsonl, line 3: not UTF-8 .byte 0xff"):
+    with pytest.raises(ValueError, match=r"^a\.jsonl: not UTF-8 .byte 0xff near offset 8"):
         read(file)
     file.write_bytes('{"n": 1}'.encode("utf-16"))
     with pytest.raises(ValueError, match=r"^a\.jsonl, line 1: not UTF-8"):
@@ -114,6 +117,33 @@ def test_broken_gzip(tmp_path, content):
 def test_broken_parquet(tmp_path):
     file = tmp_path / "a.parquet"
     file.write_bytes(b"PAR1 nothing else")
+    with pytest.raises(ValueError, match=r"^a\.parquet: not a readable Parquet file"):
+        read(file)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "nothing"])
+def test_what_is_no_ordinary_file_is_refused_unopened(tmp_path, name, kind):
+    """To open a pipe is to wait for somebody who writes."""
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif kind == "device":
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=rf"^{name}: it is gone, or no ordinary file"):
+        read(tmp_path / name)
+
+
+def test_gzip_that_unpacks_without_measure_is_refused_in_little_memory(tmp_path):
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"prompt": "') + gzip.compress(b"a" * (1 << 20)) * 64)
+    with pytest.raises(ValueError, match=r"^a\.jsonl\.gz, line 1: longer than 16 MiB"):
+        read(file)
+
+
+def test_a_date_beyond_pythons_is_refused(tmp_path):
+    file = tmp_path / "a.parquet"
+    days = pyarrow.array([2**30], pyarrow.int32()).cast(pyarrow.date32())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": days}), file)
     with pytest.raises(ValueError, match=r"^a\.parquet: not a readable Parquet file"):
         read(file)
 

@@ -319,3 +319,16 @@ def test_any_row_is_read_or_refused_with_a_value_error(row, change):
             assert isinstance(message["role"], str)
             assert isinstance(message["content"], str)
         assert math.isfinite(preference["margin"])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "responses": ["a"] * 363, "ranks": [1] * 363},
+        {"prompt": "q", "chosen": ["a"] * 257, "rejected": ["b"] * 256},
+    ],
+)
+def test_a_row_that_stands_for_too_many_preferences_is_refused(row):
+    """Responses make pairs by their square: some megabytes stood for billions."""
+    with pytest.raises(ValueError, match=r"found responses for 65[78][0-9]* preferences, need at most 65536 a row"):
+        preferences(row, detect(row))

@@ -17,7 +17,8 @@ RAW = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
 def read(given, folder, said=None):
-    return [row.value for row in rows(plain_file(str(given), folder, (said or []).append), "x")]
+    with plain_file(str(given), folder, (said or []).append).open("rb") as file:
+        return [row.value for row in rows(file, "x")]
 
 
 @pytest.fixture

@@ -50,6 +50,18 @@ def test_a_bad_row_is_named_and_no_index_is_left(tmp_path):
     assert not (tmp_path / "index.json").exists()
 
 
+@pytest.mark.parametrize("now", [b"", b'{"prompt": "p", "output": "x"}\n', b'{"prompt": 1}\n', b"\xff" * 30, b"[" * 30])
+def test_a_file_that_has_changed_gives_no_other_sample(tmp_path, now):
+    """The score of a text that stands elsewhere by now would be written beside this one."""
+    file = written(tmp_path, [{"prompt": "q", "output": "a"}])
+    build_index(file, "s.json", tmp_path)
+    samples = SampleFile(file, "s.json", tmp_path)
+    assert samples[0].response[0]["content"] == "a"
+    file.write_bytes(now)
+    with pytest.raises(ValueError, match=r"^s\.json, (line|index) 1: it has changed since the file was read first"):
+        SampleFile(file, "s.json", tmp_path)[0]
+
+
 def test_by_prompt():
     order, starts = by_prompt(np.array([7, -3, 7, 5, -3, 7]))
     assert order.tolist() == [0, 2, 5, 1, 4, 3]

@@ -1,6 +1,7 @@
 """What can be trained: heads, families, lengths and damaged folders; each refusal is a sentence."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -274,3 +275,51 @@ def test_implementation_of_a_layout():
     gemma, llama = (AutoConfig.for_model(family, **TINY) for family in ("gemma2", "llama"))
     assert [implementation(layout, llama) for layout in LAYOUTS] == ["rmkit", "rmkit", "sdpa"]
     assert implementation("padded", gemma) == "eager"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "chat_template.jinja"])
+def test_a_pipe_in_a_model_folder_is_refused_and_not_waited_for(tmp_path, name):
+    folder = saved_classifier(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=rf"^--model.name .*: {name} is no ordinary file"):
+        built(folder)
+
+
+@pytest.mark.parametrize(
+    "file", ["pytorch_model.bin", "../outside.safetensors", "/etc/x.safetensors", "\x00.safetensors", 1]
+)
+def test_an_index_of_weights_names_safetensors_of_the_folder_only(tmp_path, file):
+    """transformers reads any other shard as a pickle, and follows a path wherever it leads."""
+    folder = saved_classifier(tmp_path)
+    index = {"metadata": {}, "weight_map": {"score.weight": "model.safetensors", "model.norm.weight": file}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json names .*, need a .safetensors beside it"):
+        built(folder)
+
+
+@pytest.mark.parametrize("raw", ["[]", "{}", '{"weight_map": 3}', "{", "[" * 100_000])
+def test_an_index_of_weights_that_is_none_is_a_sentence(tmp_path, raw):
+    folder = saved_classifier(tmp_path)
+    (folder / "model.safetensors.index.json").write_text(raw)
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json cannot be read"):
+        built(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": [["x"]]},
+        {"architectures": {"a": "x"}},
+        {"rope_parameters": "x"},
+        {"num_hidden_layers": "two"},
+        {"hidden_size": None},
+        {"max_position_embeddings": {}},
+    ],
+)
+def test_a_value_that_no_library_expects_is_a_sentence(tmp_path, change):
+    folder = saved_classifier(tmp_path)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"^--model.name"):
+        built(folder)

@@ -178,3 +178,9 @@ def test_closing_shows_every_row(terminal):
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00")])
 def test_clock(seconds, shown):
     assert record.clock(seconds) == shown
+
+
+def test_refuse_shows_what_would_move_the_cursor_as_its_escape():
+    console, out = plain()
+    refuse(ValueError("field \x1b[2J\ud800 :smile: is wrong"), console)
+    assert "field \\x1b[2J\\ud800 :smile: is wrong" in out.getvalue()

@@ -17,7 +17,13 @@ VALUES = st.recursive(
 
 
 def read(file):
-    return list(rows(file, file.name))
+    with file.open("rb") as opened:
+        return list(rows(opened, file.name))
+
+
+def unit_of(file):
+    with file.open("rb") as opened:
+        return unit(opened)
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
@@ -40,7 +46,7 @@ def test_an_array_is_read_as_json_reads_it(tmp_path_factory, bom, block, ascii_o
     assert [row.value for row in found] == values
     assert [row.number for row in found] == list(range(len(values)))
     assert [json.loads(raw[row.offset : row.offset + row.length]) for row in found] == values
-    assert unit(file) == "index"
+    assert unit_of(file) == "index"
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
@@ -51,7 +57,7 @@ def test_lines_know_their_bytes(tmp_path, bom):
     found = read(file)
     assert [row.number for row in found] == [1, 4]
     assert [json.loads(raw[row.offset : row.offset + row.length]) for row in found] == [{"a": "\u00fc\u2028"}, {"a": 2}]
-    assert unit(file) == "line"
+    assert unit_of(file) == "line"
 
 
 WHOLE = b'[{"a": "one"}, {"a": "two"}, {"a": "three"}]'
@@ -78,6 +84,7 @@ BROKEN = {
     "blanks": (b" \n\n", "empty"),
     "no element": (b"[ ]", "empty"),
     "half a line": (b'{"a": 1}\n{"a": ', "line 2: found JSON that is cut off"),
+    "thousands of digits": (b'[{"a": ' + b"1" * 5000 + b"}]", "index 0: found JSON that cannot be read"),
     "thousands of brackets": (b"[" * 100_000, "cannot be read|cut off"),
 }
 
@@ -101,3 +108,49 @@ def test_a_broken_element_is_found_without_reading_on(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="index 0: found broken JSON"):
         read(file)
     assert len(reads) < 4
+
+
+LONG = {
+    "a line": b'{"a": 1}\n{"a": "' + b"x" * 300 + b'"}\n',
+    "an element": b'[{"a": 1}, {"a": "' + b"x" * 300 + b'"}]',
+    "a text without an end": b'[{"a": 1}, {"a": "' + b"x" * 5000,
+    "a list without an end": b'[{"a": 1}, [' + b"[], " * 5000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_row_without_measure_is_refused_unread(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(rows_module, "LONGEST", 200)
+    monkeypatch.setattr(rows_module, "BLOCK", 64)
+    file = tmp_path / "long.json"
+    file.write_bytes(LONG[name])
+    with pytest.raises(ValueError, match=r"^long\.json, (line 2|index 1): longer than 0 MiB"):
+        read(file)
+
+
+def test_blank_lines_without_an_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "BLANKS", 100)
+    file = tmp_path / "blank.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + b"\n" * 90 + b'{"a": 2}\n' + b"\n" * 90 + b'{"a": 3}')
+    assert [row.number for row in read(file)] == [1, 92, 183]
+    file.write_bytes(b'{"a": 1}\n' + b"\n" * 101)
+    with pytest.raises(ValueError, match=r"^blank\.jsonl, line 102: found nothing but blanks"):
+        read(file)
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_what_is_too_deep_to_be_written_again_is_refused(tmp_path, array):
+    """json.dumps with an indent calls itself once a level, and ended a labelling after all was scored."""
+    file = tmp_path / "deep.json"
+    deepest = rows_module.DEEPEST
+
+    def row(levels):
+        return b'{"a": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+    file.write_bytes(b"[" + row(deepest) + b"]" if array else row(deepest))
+    assert len(read(file)) == 1
+    file.write_bytes(b"[" + row(deepest + 1) + b"]" if array else row(deepest + 1))
+    with pytest.raises(ValueError, match=r"deep\.json, (index 0|line 1): found lists and objects more than 100 deep"):
+        read(file)
+    file.write_bytes(b'[{"a": "' + b"[" * 500 + b'"}]')
+    assert len(read(file)) == 1, "brackets within a text are none"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rmkit.data import samples as samples_module
 from rmkit.data.samples import samples
 
 USER, OTHER = {"role": "user", "content": "q"}, {"role": "user", "content": "other"}
@@ -101,3 +102,20 @@ def test_refused_with_the_field(name):
     row, words = REFUSED[name]
     with pytest.raises(ValueError, match=words):
         samples(row)
+
+
+def test_a_long_prompt_is_read_once_for_all_its_responses(monkeypatch):
+    """Once for each, it took hours for a row of some megabytes."""
+    read = []
+    real = samples_module.messages
+
+    def counted(value, field, *role):
+        read.append(field)
+        return real(value, field, *role)
+
+    monkeypatch.setattr(samples_module, "messages", counted)
+    found = samples({"prompt": "q", "responses": ["a", "b", "c"], "note": 1})
+    assert read.count("prompt") == 1
+    assert [s.record["sample_id"] for s in found] == [0, 1, 2]
+    assert len({s.group for s in found}) == 1
+    assert len({s.text for s in found}) == 3

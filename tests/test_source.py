@@ -230,6 +230,28 @@ def test_save_to_disk_folders():
         read("none")
 
 
+@pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"_data_files": [{"filename": 1}]}', b'{"_data_files": 3}', b"\xff"])
+def test_a_damaged_save_to_disk_folder_is_named(raw):
+    Dataset.from_list([row(1)]).save_to_disk("set")
+    Path("set/state.json").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"^set: an empty or unreadable save_to_disk folder"):
+        read("set")
+
+
+def test_a_pipe_is_refused_and_not_waited_for():
+    os.mkfifo("a.jsonl")
+    with pytest.raises(ValueError, match=r"^a\.jsonl: it is gone, or no ordinary file"):
+        read("a.jsonl")
+
+
+def test_a_name_that_is_no_text_is_shown_by_its_escapes():
+    name = os.fsdecode(b"a\xff.jsonl")
+    Path(name).write_text(json.dumps(row(1)) + "\n")
+    found, said = read(name)
+    assert found["source"][:] == ["a\\udcff.jsonl:1"]
+    assert said[0].startswith("a\\udcff.jsonl: explicit prompt")
+
+
 def test_a_named_set_takes_the_split_of_the_flag_or_of_its_name(monkeypatch):
     hh = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
     asked = hub_of(monkeypatch, train=[hh, {**hh, "rejected": hh["chosen"]}], test=[hh])

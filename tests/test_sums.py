@@ -54,6 +54,13 @@ def test_a_file_beside_the_listed_ones_is_no_damage(folder):
     assert damage(folder) is None
 
 
+@pytest.mark.parametrize("name", ["a", "notes", NAME])
+def test_a_pipe_is_damage_and_not_waited_for(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert damage(folder) == f"{name} is no ordinary file"
+
+
 def test_a_file_that_rank_0_does_not_see_is_refused(tmp_path):
     with pytest.raises(OSError, match="a of rank 1 is not on the disk of rank 0: all ranks must share one disk"):
         write_sums(tmp_path, [{}, {"a": "0" * 64}])

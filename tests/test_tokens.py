@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -376,3 +378,31 @@ def test_the_demo_tokenises_without_loss():
     found, said = tokenised(rows, 64, demo.tokenizer())
     assert (len(found), said) == (30, [])
     assert np.bincount(found.group).tolist() == [3] * 10
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 1 // 0 }}", "{{ messages + 1 }}", "{{ nothing.at.all }}", "{% broken", "{{ raise_exception('no') }}", ""],
+)
+def test_a_chat_template_that_fails_is_a_sentence(tmp_path, template):
+    """A template is a program of the model's author."""
+    demo.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=r"^--model.name .*: its tokenizer cannot be used"):
+        load_tokenizer(str(tmp_path), print)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer.json", {"model": 3}),
+        ("tokenizer.json", {"added_tokens": "x"}),
+        ("tokenizer_config.json", {"bos_token": [1]}),
+    ],
+)
+def test_tokenizer_files_that_hold_something_else_are_a_sentence(tmp_path, file, change):
+    demo.tokenizer().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**values, **change}))
+    with pytest.raises(ValueError, match=r"^--model.name .*: no tokenizer could be loaded there"):
+        load_tokenizer(str(tmp_path), print)

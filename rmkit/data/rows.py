@@ -155,13 +155,6 @@ def _element(window: _Window, where: str) -> tuple[Any, int]:
     while True:
         try:
             value, end = decoder.raw_decode(window.text, window.at)
-            length = end - window.at
-            if length > LONGEST:
-                raise ValueError(_too_long(where))
-            _check_depth(value, window.text[window.at : end], where)
-            # A number near the end of the block ("0", "0.", "1e") may go on in the next one.
-            if end <= len(window.text) - _LONGEST_TOKEN or not window.grow():
-                return value, window.at + length
         except json.JSONDecodeError as error:
             cut = error.pos >= len(window.text) - _LONGEST_TOKEN or error.msg.startswith("Unterminated string")
             if cut and len(window.text) - window.at > LONGEST:
@@ -169,9 +162,17 @@ def _element(window: _Window, where: str) -> tuple[Any, int]:
             if not (cut and window.grow()):
                 parsed(window.text[window.at :], where)
                 raise
-        except RecursionError:
+            continue
+        except (ValueError, RecursionError):
             parsed(window.text[window.at :], where)
             raise
+        length = end - window.at
+        if length > LONGEST:
+            raise ValueError(_too_long(where))
+        _check_depth(value, window.text[window.at : end], where)
+        # A number near the end of the block ("0", "0.", "1e") may go on in the next one.
+        if end <= len(window.text) - _LONGEST_TOKEN or not window.grow():
+            return value, window.at + length
 
 
 def decoded(raw: bytes, where: str) -> str:

@@ -1,0 +1,93 @@
+"""A small part of the hostile-input campaign, and the whole of it where slow tests are asked for."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mutations import HOSTILE, PAIRS, SAMPLES, rows_of, spoiled_bytes, spoiled_json
+
+from rmkit.data import forms
+from rmkit.data.samples import samples
+
+HERE = Path(__file__).parent
+
+
+def campaign(*flags: str) -> str:
+    """What `python tests/hostile.py` prints; it must end without a fault."""
+    command = [sys.executable, str(HERE / "hostile.py"), *flags]
+    paths = os.pathsep.join([str(HERE.parent), str(HERE.parent / "kernels"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("0 faults\n")
+    return done.stdout
+
+
+def test_a_part_of_the_campaign():
+    said = campaign("--count", "24", "--seed", "1")
+    for kind in ("files", "commands", "folders"):
+        assert f'{kind} {{"cases": 24' in said
+    assert "accepted" in said
+    assert "refused" in said
+
+
+@pytest.mark.slow
+def test_the_whole_campaign():
+    campaign("--seed", "2", "--dry")
+
+
+def test_the_campaign_sees_a_fault(tmp_path):
+    """A reader that fails otherwise, hangs or dies is counted, and the cases behind it still run."""
+    (tmp_path / "hostile_files.py").write_text(FAULTY)
+    (tmp_path / "fence.py").write_text("class Fault(Exception): pass")
+    code = "import sys\nimport hostile\nhostile.SECONDS, hostile.PATIENCE = 0.5, 12\n"
+    code += "sys.argv = ['x', '--kinds', 'files', '--count', '8']\n"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(HERE)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(hostile.main())"], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.endswith("4 faults\n")
+    for words in ("KeyError: 'x'", "still at work after 6 s: killed", "the process died with 9", "1.0 s, 0 MiB more"):
+        assert words in done.stdout
+    assert '"outcomes": {"accepted": 4, "fault": 4}' in done.stdout
+
+
+FAULTY = """
+import os, time
+
+def prepare(scratch):
+    def run(rng, n):
+        seen = time.process_time()
+        if n == 1:
+            raise KeyError("x")
+        if n == 2:
+            time.sleep(60)
+        if n == 3:
+            os._exit(9)
+        while n == 4 and time.process_time() < 1 + seen:
+            pass
+        return "accepted"
+    return run
+"""
+
+
+@pytest.mark.parametrize("form", PAIRS + SAMPLES)
+def test_the_unspoiled_rows_are_accepted(form):
+    for row in rows_of(form):
+        if form in PAIRS:
+            assert forms.preferences(row, forms.detect(row))
+        assert samples(row)
+
+
+def test_the_same_seed_spoils_alike():
+    raw = b'{"prompt": "a", "output": "b"}\n'
+    assert spoiled_bytes(random.Random("1"), raw) == spoiled_bytes(random.Random("1"), raw)
+    assert len({spoiled_bytes(random.Random(n), raw) for n in range(200)}) > 150
+    row = rows_of("halos")[0]
+    assert repr(spoiled_json(random.Random("1"), row)) == repr(spoiled_json(random.Random("1"), row))
+    assert row == rows_of("halos")[0], "it is a copy that is spoiled"
+    assert len({repr(spoiled_json(random.Random(n), row)) for n in range(200)}) > 150
+    assert len(HOSTILE) >= 60
