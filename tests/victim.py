@@ -91,7 +91,7 @@ class Process:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=log.parent,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "1000"},
             )
 
     def trains(self) -> bool:
@@ -118,7 +118,7 @@ class Process:
             if time.time() - self.started > PATIENCE:
                 self.hung = True
                 self.kill()
-            time.sleep(0.0005)
+            time.sleep(0.001)
 
     def wait(self) -> int:
         """The status with which it ends."""
@@ -126,7 +126,9 @@ class Process:
         return self.popen.wait()
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The process of each rank; fewer where they are still being started."""
+        """The process of each rank; fewer where they are still being started, none where all has ended."""
+        if self.popen.poll() is not None:
+            return {}
         if self.world_size == 1:
             return {0: psutil.Process(self.popen.pid)}
         found = {}
@@ -139,13 +141,15 @@ class Process:
 
     def kill(self) -> None:
         """End all of it at once."""
-        for process in [*psutil.Process(self.popen.pid).children(recursive=True), psutil.Process(self.popen.pid)]:
-            process.kill()
-        self.popen.wait()
+        if self.popen.poll() is None:
+            for below in psutil.Process(self.popen.pid).children(recursive=True):
+                below.kill()
+            self.popen.kill()
+            self.popen.wait()
 
     def printed(self) -> str:
-        """What it printed, without the frames of boxes and the folds of their lines."""
-        return re.sub(r"\s*\u2502\s*", " ", self.log.read_text(errors="replace"))
+        """What it printed, a box as one line: COLUMNS is wide enough."""
+        return re.sub(" {2,}|\u2500+", " ", self.log.read_text(errors="replace"))
 
 
 def lines(run: Path) -> list[dict]:
