@@ -22,7 +22,7 @@ def run(work: Callable[[Console], int], interrupted: str, again: str = "Start th
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
-    console = Console()
+    console = Console(emoji=False)  # a file may be called :smile:
     bars = not datasets.are_progress_bars_disabled()
     if not console.is_terminal:
         datasets.disable_progress_bars()

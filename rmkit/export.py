@@ -45,6 +45,9 @@ SELF_CHECK = (
 )
 """Conversations whose scores are written into every saved folder: a shared prompt, several turns, non-ASCII."""
 
+HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
+"""What transformers writes into tokenizer_config.json about the machine that it read the tokenizer on."""
+
 TOLERANCE = 1e-3
 """Of the self-check, relative to the largest expected score (at least 1): far above round-off between machines, far
 below what a wrong token, template or rotary base does."""
@@ -166,7 +169,7 @@ def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
     _amend(
         folder / "tokenizer_config.json",
         lambda old: {
-            **old,
+            **{key: value for key, value in old.items() if key not in HOW_IT_WAS_LOADED},
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
             "chat_template": taken.contract["chat_template"],

@@ -31,7 +31,7 @@ CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
 
 def refuse(error: Exception | str, console: Console | None = None) -> None:
     """Show a user's error as one boxed sentence, on standard error."""
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     words = Text(plain(str(error)))  # no markup: a path may hold [brackets]
     console.print(Panel(words, title="rmkit", title_align="left", border_style="red", box=box.ROUNDED))
 

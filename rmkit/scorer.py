@@ -77,7 +77,8 @@ def load_scorer(
     with 1 label, or 2 as HALOs saves them (the reward is logit 1).
 
     Where there is no rmkit.json, what is assumed about template and end token is said. `max_tokens` defaults to
-    `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises ValueError on a model without a score head, of another family, or not whole.
+    `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises ValueError on
+    a model without a score head, of another family, or not whole.
     """
     try:
         return _load(name, device, layout, precision, max_tokens, max_length, say)

@@ -119,6 +119,8 @@ def test_the_saved_tokenizer_is_the_same_and_readable_by_older_versions(tmp_path
     assert plain["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert plain["chat_template"] == demo.TEMPLATE
     assert "token_type_ids" not in plain["model_input_names"]
+    again = read(written(tmp_path / "y", small(), tokenizer) / "tokenizer_config.json")
+    assert not {"is_local", "local_files_only"} & again.keys(), "where it was read is nobody's concern"
     (folder / "chat_template.jinja").unlink()
     assert AutoTokenizer.from_pretrained(folder).chat_template == demo.TEMPLATE
 
