@@ -99,13 +99,13 @@ def _per_segment(
     for q, k, v in zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True):
         n, m = q.shape[2], k.shape[2]
         if softcap is not None:
-            rows.append(_softcapped(q, k, v, _mask(segments, n, m, window, q.device), scale, softcap))
+            rows.append(_softcapped(q, k, v, segments.mask(n, m, window, q.device), scale, softcap))
         elif (n == m or n == 1) and (window is None or m <= window):
             # One query is the last of its keys and sees them all.
             rows.append(F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, scale=scale, enable_gqa=True))
         else:
             # is_causal is aligned top-left in SDPA, so unequal lengths need the mask written out.
-            mask = _mask(segments, n, m, window, q.device)
+            mask = segments.mask(n, m, window, q.device)
             rows.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True))
     return torch.cat(rows, 2).transpose(1, 2)
 
@@ -118,16 +118,6 @@ def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, sof
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     probabilities = logits.masked_fill(~mask, float("-inf")).softmax(-1, dtype=wide)
     return probabilities.to(v.dtype) @ v
-
-
-def _mask(segments: Segments, n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """Bool [n, m]: the last n of m positions see the keys up to themselves, at most `window` of them."""
-    found = segments.made.get((n, m, window))
-    if found is None:
-        distance = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
-        found = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        segments.made[n, m, window] = found
-    return found
 
 
 def _varlen(

@@ -18,7 +18,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 import rmkit
@@ -29,7 +28,7 @@ from rmkit.data.fields import entries, text
 from rmkit.data.tokens import default_template, encode, render
 from rmkit.model import RewardModel, score_index
 from rmkit.packing import pack
-from rmkit.parallel import in_float32
+from rmkit.parallel import gathered, in_float32
 from rmkit.processes import AgreedError
 from rmkit.together import rank, ranks
 
@@ -101,7 +100,7 @@ def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: Tra
         file: {} for i, file in enumerate(split.filename_to_tensors) if i % ranks() == rank()
     }
     for name, tensor in state.items():
-        full = _gathered(tensor.detach())
+        full = gathered(tensor.detach())
         if split.tensor_to_filename[name] in weights:
             weights[split.tensor_to_filename[name]][name] = full.to("cpu", copy=True).contiguous()
     total = {
@@ -126,13 +125,6 @@ def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: Tra
             "self_check": {"texts": texts, "scores": scores},
         },
     )
-
-
-def _gathered(tensor: Tensor) -> Tensor:
-    """The full tensor on the device that computes; all ranks must ask for it, also for one that is offloaded."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    return tensor.to(tensor.device_mesh.device_type).full_tensor()
 
 
 def _described(model: RewardModel) -> PretrainedConfig:

@@ -7,7 +7,7 @@ from torch import nn
 
 from rmkit.config import OptimConfig
 from rmkit.model import RewardModel
-from rmkit.parallel import whole
+from rmkit.parallel import gathered
 
 
 def adamw(model: RewardModel, config: OptimConfig) -> torch.optim.AdamW:
@@ -45,4 +45,4 @@ def clip(model: nn.Module, max_norm: float) -> float:
     The norm is that of all ranks' gradients together, sharded or not.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
-    return float(whole(norm))
+    return float(gathered(norm))

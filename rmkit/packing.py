@@ -50,6 +50,15 @@ class Segments:
     def max_seqlen_k(self) -> int:
         return max(k for _, k in self.lengths)
 
+    def mask(self, n: int, m: int, window: int | None, device: torch.device) -> Tensor:
+        """Bool [n, m]: the last n of m positions see the keys up to themselves, at most `window` of them."""
+        found = self.made.get((n, m, window))
+        if found is None:
+            distance = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
+            found = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+            self.made[n, m, window] = found
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:

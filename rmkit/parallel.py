@@ -114,6 +114,9 @@ def _put(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         setattr(module.get_submodule(owner), leaf, parameter)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor on the CPU, of a sharded one (every rank must ask for it) or any other."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+def gathered(tensor: Tensor) -> Tensor:
+    """The full tensor, of a sharded one or any other; every rank must ask for it. One that is offloaded too is gathered
+    on the device that computes."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()

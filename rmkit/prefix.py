@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmkit.packing import Segments
+from rmkit.packing import Segments, common_prefix
 
 SHORTEST = 32
 """Keys of a prefix from which on a call of its own is worth joining."""
@@ -57,7 +57,7 @@ def attend_shared(query: Tensor, key: Tensor, value: Tensor, segments: Segments,
             seen, seen_lse = _flash(query[:, :, run.queries], *_rows(run.prefix, key, value), scale)
         for member in run.members:
             q = query[:, :, member.queries]
-            own, own_lse = _own(q, *_rows(member.keys, key, value), scale)
+            own, own_lse = _own(q, *_rows(member.keys, key, value), segments, scale)
             if run.prefix is not None:
                 at = slice(member.queries.start - run.queries.start, member.queries.stop - run.queries.start)
                 share = torch.sigmoid(seen_lse[:, :, at] - own_lse)[..., None]
@@ -66,13 +66,13 @@ def attend_shared(query: Tensor, key: Tensor, value: Tensor, segments: Segments,
     return out.transpose(1, 2)
 
 
-def _own(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _own(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of n queries over m >= n keys, bottom-right."""
     n, m = q.shape[2], k.shape[2]
     if n in (1, m):
         return _flash(q, k, v, scale, causal=n > 1)
-    mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)
-    return _flash(q, k, v, scale, mask=torch.zeros(n, m, dtype=q.dtype).masked_fill(~mask, float("-inf")))
+    unseen = ~segments.mask(n, m, None, q.device)
+    return _flash(q, k, v, scale, mask=torch.zeros(n, m, dtype=q.dtype).masked_fill(unseen, float("-inf")))
 
 
 def _flash(
@@ -97,7 +97,7 @@ def runs(segments: Segments) -> list[Run]:
     found, first, common = [], 0, prefixes[0]
     for i in range(1, len(keys) + 1):
         if i < len(keys):
-            both = common[: _equal(common, prefixes[i])]
+            both = common[: common_prefix(common, prefixes[i])]
             if 2 * len(both) >= max(len(common), len(prefixes[i])) and len(both) >= SHORTEST:
                 common = both
                 continue
@@ -107,13 +107,6 @@ def runs(segments: Segments) -> list[Run]:
         if i < len(keys):
             first, common = i, prefixes[i]
     return found
-
-
-def _equal(a: np.ndarray, b: np.ndarray) -> int:
-    """Number of leading entries that are the same."""
-    n = min(len(a), len(b))
-    differs = np.flatnonzero(a[:n] != b[:n])
-    return int(differs[0]) if len(differs) else n
 
 
 def _as_rows(index: np.ndarray) -> Rows:

@@ -3,6 +3,8 @@
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rmkit.parallel import gathered
+
 
 def trained(model, optimizer, steps, seed=0):
     """Steps on gradients that only the seed decides."""
@@ -20,7 +22,7 @@ def full_state(model, optimizer):
     """Weights and Adam's state, as the files of a checkpoint name them; every rank takes part."""
 
     def full(tensor):
-        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+        return gathered(tensor.detach()).clone()
 
     held = {name: full(tensor) for name, tensor in model.classifier.state_dict().items()}
     for name, parameter in model.classifier.named_parameters():

@@ -17,7 +17,7 @@ from victim import make_world, write_rows
 
 from rmkit.config import ParallelConfig
 from rmkit.packing import pack
-from rmkit.parallel import distribute, strategy_on, whole
+from rmkit.parallel import distribute, gathered, strategy_on
 from rmkit.processes import start
 from rmkit.train import main
 
@@ -121,7 +121,7 @@ def reduced_gradients(file: Path) -> None:
     model = reward_model(tiny_classifier("llama"), "trie", bf16=True)
     gradients(distribute(model, ParallelConfig(strategy="fsdp"), accelerator), int(os.environ["RANK"]))
     assert all(isinstance(p, DTensor) and p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
-    found = {name: whole(p.grad) for name, p in model.classifier.named_parameters()}
+    found = {name: gathered(p.grad) for name, p in model.classifier.named_parameters()}
     if accelerator.is_main_process:
         save_file(found, file)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from golden.write import FILE, help_text
-from oracle import TINY, scores_one_by_one
+from oracle import scores_one_by_one
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from victim import lines, save_lm, write_rows
 
 from rmkit import checkpoint, export, record
 from rmkit.config import from_dict
@@ -29,23 +30,15 @@ PAIRS, TEST_PAIRS = 22, 5
 def world(tmp_path_factory) -> Path:
     """A folder with a tiny causal LM (lm/) and real little files of preferences."""
     folder = tmp_path_factory.mktemp("world")
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **{**TINY, "vocab_size": 128, "initializer_range": 0.1})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "lm")
-    demo.tokenizer().save_pretrained(folder / "lm")
+    save_lm(folder / "lm")
     rows = [row for _, row in zip(range(PAIRS + TEST_PAIRS), demo.preferences("train"), strict=False)]
     for i, row in enumerate(rows):
         # Responses of different lengths, several pairs a prompt, and every optional field.
         row["chosen"][0]["content"] += " and so on" * (i % 3)
         row |= {"margin": 0.1 * (i % 2), "weight": 1.0 + i % 3, "target": 0.5 if i % 7 == 0 else None}
-    write(folder / "train.jsonl", rows[:PAIRS])
-    write(folder / "test.jsonl", rows[PAIRS:])
+    write_rows(folder / "train.jsonl", rows[:PAIRS])
+    write_rows(folder / "test.jsonl", rows[PAIRS:])
     return folder
-
-
-def write(file: Path, rows: list[dict]) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
 
 
 def flags(world: Path, cache: Path, *more: str) -> list[str]:
@@ -53,12 +46,6 @@ def flags(world: Path, cache: Path, *more: str) -> list[str]:
     out = ["--exp-name", "r", "--cache-dir", str(cache), "--model.name", str(world / "lm")]
     out += ["--data.train", str(world / "train.jsonl"), "--data.test", str(world / "test.jsonl")]
     return [*out, "--batch.pairs", "8", "--optim.epochs", "2", "--optim.lr", "1e-3", "--eval.every", "2", *more]
-
-
-def lines(run: Path) -> list[dict]:
-    """metrics.jsonl without what the clock decides."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in record.CLOCK_KEYS} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -374,7 +361,7 @@ def test_resume_with_other_data_is_refused(world, undisturbed, capsys):
 def test_non_finite_loss_is_refused_before_the_weights_move(world, tmp_path, capsys):
     rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
     rows[3]["margin"] = 1e300  # finite as JSON, infinite in float32
-    write(tmp_path / "big.jsonl", rows)
+    write_rows(tmp_path / "big.jsonl", rows)
     arguments = flags(world, tmp_path, "--data.no-shuffle")
     arguments[arguments.index("--data.train") + 1] = str(tmp_path / "big.jsonl")
     told = refusal(capsys, arguments)

@@ -31,10 +31,7 @@ PATIENCE = 120.0
 def make_world(folder: Path) -> Path:
     """`folder` with a tiny causal LM (lm/), train.jsonl and test.jsonl: several pairs a prompt, many lengths."""
     folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **{**TINY, "vocab_size": 128, "initializer_range": 0.1})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "lm")
-    demo.tokenizer().save_pretrained(folder / "lm")
+    save_lm(folder / "lm")
     rows = [row for _, row in zip(range(PAIRS + TEST_PAIRS), demo.preferences("train"), strict=False)]
     for i, row in enumerate(rows):
         row["chosen"][0]["content"] += " and so on" * (i % 3)
@@ -42,6 +39,14 @@ def make_world(folder: Path) -> Path:
     write_rows(folder / "train.jsonl", rows[:PAIRS])
     write_rows(folder / "test.jsonl", rows[PAIRS:])
     return folder
+
+
+def save_lm(folder: Path) -> None:
+    """A tiny causal LM without a head, with the demo's tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **{**TINY, "vocab_size": 128, "initializer_range": 0.1})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    demo.tokenizer().save_pretrained(folder)
 
 
 def write_rows(file: Path, rows: list[dict]) -> None:
