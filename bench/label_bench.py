@@ -1,7 +1,7 @@
 """Labelling speed of rmkit beside plain transformers, one sequence at a time (HALOs' way) and in padded batches.
 
-K completions of each prompt, in two shapes: prompts of 512 tokens with responses lognormal around 256, and prompts of
-1024 with responses around 128. All paths score the same texts with the same weights, each in a process of its own, as
+K completions of each prompt, in two shapes: prompts of 512 tokens with responses lognormal of mean 256, and prompts of
+1024 with responses of mean 128. All paths score the same texts with the same weights, each in a process of its own, as
 a user would run it (rmkit also tells the allocator to keep what was freed, which would help the others beside it); they
 take turns (A B C, A B C, ..) while the others sleep, so that a drift of the machine's speed meets all of them; each
 does everything from text to score. Scores that do not agree with those of one at a time are not timed.
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import NormalDist
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -74,19 +75,21 @@ def save_model(folder: Path) -> None:
 
 
 def conversations(prompt: int, response: int, prompts: int, k: int) -> list[list[dict]]:
-    """`k` completions of each of `prompts` prompts, in random words; response lengths lognormal around `response`."""
+    """`k` completions of each of `prompts` prompts, in random words.
+
+    Response lengths are the quantiles of a lognormal of mean `response`, shuffled: no luck of the draw in the ratios.
+    """
     rng = random.Random(0)
+    count = prompts * k
+    bell = NormalDist(np.log(response) - SPREAD**2 / 2, SPREAD)
+    lengths = [max(1, round(np.exp(bell.inv_cdf((i + 0.5) / count)))) for i in range(count)]
+    rng.shuffle(lengths)
 
     def text(length: int) -> str:
         return " ".join(f"w{rng.randrange(4, 8192)}" for _ in range(length))
 
-    made = []
-    for _ in range(prompts):
-        turn = {"role": "user", "content": text(prompt)}
-        for _ in range(k):
-            length = min(max(1, round(rng.lognormvariate(np.log(response), SPREAD))), 4 * response)
-            made.append([turn, {"role": "assistant", "content": text(length)}])
-    return made
+    prompt_turns = [{"role": "user", "content": text(prompt)} for _ in range(prompts)]
+    return [[prompt_turns[i // k], {"role": "assistant", "content": text(n)}] for i, n in enumerate(lengths)]
 
 
 def transformers_path(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.batches import attention_of
@@ -55,7 +56,7 @@ class Scorer:
             ranks=1,
             max_tokens=max(self.max_tokens, int(lengths.max())),
         )[0]
-        with torch.no_grad():
+        with torch.inference_mode():
             for positions in filter(len, bins):
                 chosen = [sequences[i] for i in positions]
                 batch = pack(chosen, layout=self.layout, pad_token_id=self.tokenizer.pad_token_id)
@@ -110,6 +111,8 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
     model = build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say).to(device).eval()
     checked = verify(model, tokenizer, Path(name))
     say(checked or f"{name} has no rmkit.json: its own chat template is used, and the last token of the text is scored")
+    if model.bf16:
+        _round_projections(model)
     return Scorer(
         model=model,
         tokenizer=tokenizer,
@@ -118,3 +121,11 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
         max_length=longest,
         attention=attention_of(model),
     )
+
+
+def _round_projections(model: RewardModel) -> None:
+    """The decoder layers' projections in bf16 for good: the very numbers that autocast makes of them anew in each
+    forward pass, in half the memory. Embedding, norms and score head stay float32, as under autocast."""
+    for part in model.backbone.layers.modules():
+        if isinstance(part, nn.Linear):
+            part.to(torch.bfloat16)

@@ -46,3 +46,15 @@ def test_a_budget_that_is_given_bounds_the_length(folder):
 def test_nothing_to_score(folder):
     loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
     assert loaded.score([], np.empty(0, np.int64)).shape == (0,)
+
+
+def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypatch):
+    given, group = sequences([5, 50, 7, 19]), np.arange(4)
+    rounded = load_scorer(str(folder), device=CPU, precision="bf16", say=lambda text: None)
+    monkeypatch.setattr(scorer, "_round_projections", lambda model: None)
+    each_time = load_scorer(str(folder), device=CPU, precision="bf16", say=lambda text: None)
+    assert rounded.score(given, group).tobytes() == each_time.score(given, group).tobytes()
+    dtypes = {name: weight.dtype for name, weight in rounded.model.named_parameters()}
+    for name, dtype in dtypes.items():
+        assert dtype == (torch.bfloat16 if name.endswith("_proj.weight") else torch.float32), name
+    assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
