@@ -111,7 +111,9 @@ def transformers_path(
     return score
 
 
-def rmkit_path(folder: Path, precision: str, max_tokens: int, device: torch.device) -> Callable[[list], np.ndarray]:
+def rmkit_path(
+    folder: Path, precision: str, max_tokens: int | None, device: torch.device
+) -> Callable[[list], np.ndarray]:
     """What rmkit.label does with a chunk: render, encode, score in trie batches."""
     scorer = load_scorer(
         str(folder), device=device, precision=precision, max_tokens=max_tokens, max_length=4096, say=lambda _: None
@@ -125,7 +127,7 @@ def rmkit_path(folder: Path, precision: str, max_tokens: int, device: torch.devi
     return score
 
 
-def serve(name: str, folder: Path, max_tokens: int, pipe: Connection) -> None:
+def serve(name: str, folder: Path, max_tokens: int | None, pipe: Connection) -> None:
     """One path in this process: for each list of conversations that comes, its scores and the seconds they took."""
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,7 +143,7 @@ def serve(name: str, folder: Path, max_tokens: int, pipe: Connection) -> None:
         pipe.send((scores, time.perf_counter() - start))
 
 
-def start(name: str, folder: Path, max_tokens: int) -> Callable[[list | None], tuple[np.ndarray, float]]:
+def start(name: str, folder: Path, max_tokens: int | None) -> Callable[[list | None], tuple[np.ndarray, float]]:
     """A process that serves a path; what is returned asks it, and ends it when given None."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8, help="completions of each prompt")
     parser.add_argument("--rounds", type=int, default=5, help="how often each path is timed")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the lengths, for a quick look")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens of one forward pass of rmkit")
+    parser.add_argument("--max-tokens", type=int, help="tokens of one forward pass of rmkit; by default its own choice")
     parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "label_bench.json")
     arguments = parser.parse_args()

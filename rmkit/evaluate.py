@@ -63,7 +63,7 @@ class EvaluateConfig:
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 16384.
     Pairs with a longer side are left out, and counted."""
     max_tokens: int | None = None
-    """Tokens that one process runs at once, by default 4096 on a CPU and 16384 on a GPU."""
+    """Tokens that one process runs at once, by default up to 4096 on a CPU and 16384 on a GPU."""
     layout: Literal["trie", "packed", "padded"] = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

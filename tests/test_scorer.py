@@ -58,3 +58,18 @@ def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypat
     for name, dtype in dtypes.items():
         assert dtype == (torch.bfloat16 if name.endswith("_proj.weight") else torch.float32), name
     assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize(("given", "passes"), [(None, [20, 20, 13]), (40, [33, 20])])
+def test_a_full_pass_grows_to_the_largest_group_and_no_further(folder, monkeypatch, given, passes):
+    """By default; a budget that is given is filled."""
+    monkeypatch.setitem(scorer.BUDGET, "cpu", 30)
+    monkeypatch.setitem(scorer.FULL, "cpu", 15)
+    loaded = load_scorer(str(folder), device=CPU, max_tokens=given, max_length=30, say=lambda text: None)
+    prompt = sequences([10])[0]
+    pair = [np.append(prompt, np.full(5, word)) for word in (3, 4)]  # 20 tokens that must not be cut
+    seen = []
+    loaded.model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].tokens))
+    others = [62 - s for s in sequences([13, 20])]  # their beginnings differ from the prompt's
+    loaded.score([*pair, others[0], others[1][::-1]], np.array([0, 0, 1, 2]))
+    assert sorted(seen, reverse=True) == passes

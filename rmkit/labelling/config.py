@@ -42,7 +42,7 @@ class LabelConfig:
     """Schema of the records. halos: as its labeller writes them.
     trl, openrlhf: prompt, chosen and rejected as messages, score_chosen, score_rejected."""
     max_tokens: Annotated[int | None, arg(metavar="INT")] = None
-    """Tokens of one forward pass, by default 4096 on a CPU and 16384 on a GPU."""
+    """Tokens of one forward pass, by default up to 4096 on a CPU and 16384 on a GPU."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of the longest conversation, by default the model's context, at most 16384.
     Longer ones are not scored, and counted."""
