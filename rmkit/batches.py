@@ -4,16 +4,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmkit.config import TrainConfig
+from rmkit.config import BatchConfig, TrainConfig
 from rmkit.data.tokens import TokenisedPairs
+from rmkit.lengths import count
 from rmkit.model import RewardModel
 from rmkit.packing import PackedBatch, pack
 from rmkit.planner import attention_weight, split
+
+BLOCK = 1 << 16
+"""Pairs that are measured at once."""
 
 
 def sides(pairs: TokenisedPairs, indices: Sequence[int]) -> list[np.ndarray]:
     """Token sequences of some pairs: all chosen ones first, then all rejected ones, as TRL stacks them."""
     return [pairs.chosen[i] for i in indices] + [pairs.rejected[i] for i in indices]
+
+
+def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
+    """ValueError where a pair alone takes more than --batch.max-tokens: said before a run, not at the step it is in."""
+    over, largest, worst = 0, 0, 0
+    for start in range(0, len(pairs), BLOCK):
+        items = np.arange(start, min(start + BLOCK, len(pairs)))
+        tokens = count(pairs.lengths, items, items - start, len(items), config.layout).tokens
+        over += int((tokens > config.max_tokens).sum())
+        if tokens.max() > largest:
+            largest, worst = int(tokens.max()), start + int(tokens.argmax())
+    if over:
+        raise ValueError(
+            f"--batch.max-tokens {config.max_tokens}: {over} of {len(pairs)} pairs take more under --batch.layout "
+            f"{config.layout}, the largest {largest} tokens ({pairs.source[worst]}); raise the budget, or lower "
+            "--data.max-length"
+        )
 
 
 def microbatches(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rmkit import command, heldout, processes, record, state
-from rmkit.batches import attention_of, build, microbatches
+from rmkit.batches import attention_of, build, check_budget, microbatches
 from rmkit.checkpoint import Progress, Saver
 from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.data import demo, source
@@ -82,9 +82,11 @@ def read(config: TrainConfig, name: str, say: Callable[[str], None]) -> Inputs:
 
     train_set = source.load(config.data.train, "train", say)
     train, test = tokenise(train_set, tokenizer, config.data, max_length, say), None
+    check_budget(train, config.batch)
     if config.data.test:
         test_set = source.load(config.data.test, "test", say)
         test = tokenise(test_set, tokenizer, config.data, max_length, say)
+        check_budget(test, config.batch)
         if both := source.overlap(train_set, test_set):
             say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")
     else:

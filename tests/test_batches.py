@@ -4,7 +4,8 @@ import torch
 from oracle import gradients, reward_model, tiny_classifier
 from pairs_of import random_tokenised, tokenised
 
-from rmkit.batches import attention_of, build, microbatches, sides
+from rmkit import batches
+from rmkit.batches import attention_of, build, check_budget, microbatches, sides
 from rmkit.config import BatchConfig, LossConfig, TrainConfig
 
 A, B, C, D = (np.array(tokens) for tokens in ([3, 4, 5], [3, 4, 6, 7], [8], [8, 9]))
@@ -101,3 +102,13 @@ def test_sums_over_ranks_and_microbatches_are_those_of_one_batch(ranks, max_toke
     largest = max(g.abs().max() for g in wanted_gradients.values())
     for name, gradient in found_gradients.items():
         assert (gradient - wanted_gradients[name]).abs().max() <= 1e-6 * largest, name
+
+
+@pytest.mark.parametrize(("layout", "largest"), [("trie", 5), ("packed", 7), ("padded", 8)])
+def test_a_pair_over_the_budget_is_found_in_any_block(monkeypatch, layout, largest):
+    monkeypatch.setattr(batches, "BLOCK", 2)
+    pairs = tokenised([C, C, C, A, C], [D, D, D, B, D])  # the fourth: 3 and 4 tokens, 2 of them shared
+    check_budget(pairs, config(layout, max_tokens=largest).batch)
+    told = rf"^--batch.max-tokens {largest - 1}: 1 of 5 pairs .* {layout}, the largest {largest} .*{pairs.source[3]}"
+    with pytest.raises(ValueError, match=told):
+        check_budget(pairs, config(layout, max_tokens=largest - 1).batch)

@@ -331,6 +331,7 @@ def test_bad_flag_is_named(world, tmp_path, capsys, name):
 def test_pair_over_the_token_budget(world, tmp_path, capsys):
     told = refusal(capsys, flags(world, tmp_path, "--batch.max-tokens", "40", "--data.max-length", "40"))
     assert "--batch.max-tokens 40" in told
+    assert "step" not in told, "before the weights are read, not at the step it is in"
 
 
 def test_encoder_is_refused(world, tmp_path, capsys):
