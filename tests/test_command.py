@@ -53,6 +53,7 @@ def test_a_lost_process_is_a_box_that_says_how_to_go_on(monkeypatch, capsys):
 
 
 def test_progress_bars_are_off_in_a_log_and_given_back():
+    datasets.enable_progress_bars()  # whatever ran before
     seen = []
     assert command.run(lambda console: seen.append(datasets.are_progress_bars_disabled()) or 0, "") == 0
     assert seen == [True]

@@ -359,6 +359,13 @@ def test_two_worker_processes_give_the_same():
     assert two.group.tolist() == one.group.tolist()
 
 
+def test_a_thousand_workers_are_not_started(monkeypatch):
+    monkeypatch.setattr(tokens.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(tokens, "WORKERS_A_CORE", 1)
+    _, said = tokenised(table(*many(60)), 99, prepared(words(pad_token="<pad>"))[0], workers=1000)
+    assert said == ["--data.workers 1000: 1 start, 1 for each core of this machine"]
+
+
 def test_token_column_of_chunks_slices_and_empty_rows():
     def ids(*rows):
         return Dataset.from_dict({"x": [np.array(row, np.int32) for row in rows]}, features=FEATURES_X)

@@ -49,6 +49,8 @@ REASONS = {
 }
 """Why a pair is dropped, by the number that the table holds: ten million of them are ten megabytes, not gigabytes."""
 
+WORKERS_A_CORE = 4
+"""Processes that tokenise on each core at most: more gain nothing, and each takes hundreds of megabytes."""
 PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 
 
@@ -191,8 +193,12 @@ def tokenise(
     ]
     settings += [max_length, data.overlong, preferences._fingerprint]
     fingerprint = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest()
+    cores = os.cpu_count() or 1
     # A process is worth its start from some thousand rows on.
-    workers = data.workers or min(len(preferences) // 4000, os.cpu_count() or 1)
+    workers = data.workers or min(len(preferences) // 4000, cores)
+    if workers > WORKERS_A_CORE * cores:
+        say(f"--data.workers {workers}: {WORKERS_A_CORE * cores} start, {WORKERS_A_CORE} for each core of this machine")
+        workers = WORKERS_A_CORE * cores
     table = preferences.map(
         _tokenise_rows,
         batched=True,
