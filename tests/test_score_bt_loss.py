@@ -10,9 +10,17 @@ import torch
 from kernel_checks import DEVICES, DTYPES, assert_bounded, far_rows, triton_kernels
 
 from rmkit_kernels import score_bt_loss
-from rmkit_kernels.score_bt_loss import BACKWARD_N, BACKWARD_S, BLOCK_H, BLOCK_N, WEIGHT_S, _grad_kernel, _score_kernel
-from rmkit_kernels.score_bt_loss import _triton_backward as triton_backward
-from rmkit_kernels.score_bt_loss import _triton_forward as triton_forward
+from rmkit_kernels._score_bt_loss_triton import (
+    BACKWARD_N,
+    BACKWARD_S,
+    BLOCK_H,
+    BLOCK_N,
+    WEIGHT_S,
+    _grad_kernel,
+    _score_kernel,
+    triton_backward,
+    triton_forward,
+)
 
 SIZES = [
     (1, 1, 1, 1),
@@ -332,7 +340,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 sizes = {"C": 2, "D": 128, "BLOCK_T": 4, "BLOCK_H": 64, "BLOCK_W": 256, "BLOCK_S": 32, "BLOCK_N": 128}
 compiled = 0
-for file in ("gather_end_tokens", "gather_kv", "score_bt_loss"):
+for file in ("gather_end_tokens", "gather_kv", "_score_bt_loss_triton"):
     for name, kernel in vars(importlib.import_module(f"rmkit_kernels.{file}")).items():
         if not isinstance(kernel, JITFunction) or not name.endswith("_kernel"):
             continue

@@ -1,4 +1,4 @@
-"""The ops at the end of the network and between its layers, each with its PyTorch reference in the same file."""
+"""The ops at the end of the network and between its layers, each with its PyTorch reference beside its kernels."""
 
 from rmkit_kernels._backend import Kernels
 from rmkit_kernels.gather_end_tokens import gather_end_tokens
