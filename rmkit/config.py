@@ -49,8 +49,8 @@ class DataConfig:
     shuffle: bool = True
     """A new order each epoch, drawn from the seed."""
     workers: int = 0
-    """Processes that tokenise (once; the result is cached). 0: as many as the set is worth, at most one per
-    core. No more than four per core ever start."""
+    """Processes that tokenise (once; the result is cached), at most four per core.
+    0: as many as the set is worth, at most one per core."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None:

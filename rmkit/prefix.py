@@ -71,8 +71,10 @@ def _own(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> t
     n, m = q.shape[2], k.shape[2]
     if n in (1, m):
         return _flash(q, k, v, scale, causal=n > 1)
-    unseen = ~segments.mask(n, m, None, q.device)
-    return _flash(q, k, v, scale, mask=torch.zeros(n, m, dtype=q.dtype).masked_fill(unseen, float("-inf")))
+    if (n, m, q.dtype) not in segments.made:  # once for all layers
+        unseen = ~segments.mask(n, m, None, q.device)
+        segments.made[n, m, q.dtype] = torch.zeros(n, m, dtype=q.dtype).masked_fill(unseen, float("-inf"))
+    return _flash(q, k, v, scale, mask=segments.made[n, m, q.dtype])
 
 
 def _flash(

@@ -56,14 +56,9 @@ class Scorer:
         measured, items = measure([sequences], lengths, group), np.arange(len(sequences))
         of_group = np.unique(group, return_inverse=True)[1]
         largest = int(count(measured, items, of_group, int(of_group.max()) + 1, self.layout).tokens.max())
-        bins = split(
-            measured,
-            items,
-            layout=self.layout,
-            attention=self.attention,
-            ranks=1,
-            max_tokens=max(min(self.max_tokens, max(self.full, largest)), int(lengths.max())),
-        )[0]
+        budget = max(min(self.max_tokens, max(self.full, largest)), int(lengths.max()))
+        layout, attention = self.layout, self.attention
+        bins = split(measured, items, layout=layout, attention=attention, ranks=1, max_tokens=budget)[0]
         with torch.inference_mode():
             for positions in filter(len, bins):
                 chosen = [sequences[i] for i in positions]

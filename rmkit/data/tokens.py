@@ -194,11 +194,11 @@ def tokenise(
     settings += [max_length, data.overlong, preferences._fingerprint]
     fingerprint = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest()
     cores = os.cpu_count() or 1
+    most = WORKERS_A_CORE * cores
+    if data.workers > most:
+        say(f"--data.workers {data.workers}: {most} start, {WORKERS_A_CORE} for each core of this machine")
     # A process is worth its start from some thousand rows on.
-    workers = data.workers or min(len(preferences) // 4000, cores)
-    if workers > WORKERS_A_CORE * cores:
-        say(f"--data.workers {workers}: {WORKERS_A_CORE * cores} start, {WORKERS_A_CORE} for each core of this machine")
-        workers = WORKERS_A_CORE * cores
+    workers = min(data.workers, most) or min(len(preferences) // 4000, cores)
     table = preferences.map(
         _tokenise_rows,
         batched=True,
