@@ -37,9 +37,9 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rmkit.data.tokens import encode, render
-from rmkit.packing import trie_tokens
-from rmkit.record import environment
+from rmkit.batch.trie import trie_tokens
+from rmkit.data.tokenizer import encode, render
+from rmkit.runtime import environment
 from rmkit.scorer import load_scorer
 
 SHAPES = {"prompt 512, response 256": (512, 256), "prompt 1024, response 128": (1024, 128)}

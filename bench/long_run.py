@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from rmkit import record
+from rmkit import runtime
 
 FLAT = 0.02
 """Largest relative difference of what is called flat."""
@@ -146,7 +146,7 @@ def main() -> int:
         "command": " ".join(["python", "bench/long_run.py", *sys.argv[1:]]),
         "flat": flat,
         **found,
-        "environment": record.environment(torch.device("cpu"), 1),
+        "environment": runtime.environment(torch.device("cpu"), 1),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if flat["memory"] else 1

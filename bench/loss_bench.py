@@ -38,7 +38,7 @@ import torch._functorch.config
 from rich.console import Console
 from rich.table import Table
 
-from rmkit.record import environment
+from rmkit.runtime import environment
 from rmkit_kernels import gather_end_tokens, score_bt_loss
 from rmkit_kernels._backend import triton_on_cpu
 

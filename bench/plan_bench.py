@@ -32,10 +32,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rmkit.batch.lengths import Lengths, count, joined, measure
+from rmkit.batch.planner import attention_weight, epoch_order, split
 from rmkit.config import BatchConfig, TrainConfig
-from rmkit.lengths import Lengths, count, joined, measure
-from rmkit.planner import attention_weight, epoch_order, split
-from rmkit.record import environment
+from rmkit.runtime import environment
 
 TABLE = Path(__file__).parent / "lengths.json"
 KEPT = 64

@@ -219,7 +219,7 @@ def main() -> None:
         prepare(arguments.prepare, arguments.data, arguments.pairs * arguments.steps, arguments.max_length)
         return
 
-    from rmkit.record import environment
+    from rmkit.runtime import environment
 
     console = Console()
     runs: dict[str, list[dict]] = {path: [] for path in arguments.paths}

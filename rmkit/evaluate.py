@@ -21,15 +21,16 @@ from accelerate import Accelerator
 from datasets import Dataset
 from rich.console import Console
 
-from rmkit import command, demo_model, processes, record
-from rmkit.aside import written_aside
+from rmkit import cli, demo_model, errors, runtime, terminal
 from rmkit.config import DEMO
 from rmkit.data import source
 from rmkit.demo_model import DEMO_MODEL
+from rmkit.distributed import launch
 from rmkit.evaluation.benchmarks import write_rewardbench
 from rmkit.evaluation.scores import Scored, score_pairs, with_a_preferred_side
-from rmkit.pretrained import load_config, saved_labels
+from rmkit.model.pretrained import load_config, saved_labels
 from rmkit.scorer import load_scorer
+from rmkit.storage.atomic import written_aside
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
 
@@ -157,13 +158,13 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
         demo_model.prepare(say)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # as training does: too small to gain from a second core
-    accelerator = processes.start(processes.PATIENCE)
+    accelerator = launch.start(launch.PATIENCE)
     began = time.perf_counter()
 
     def load() -> tuple[Dataset, dict[str, int]]:
         return with_a_preferred_side(source.load(config.data, "test", note), note)
 
-    preferences, undecided = processes.first_then_others(load)
+    preferences, undecided = launch.first_then_others(load)
     scored, other = score("--model", config.model, preferences, config, accelerator, note), None
     if config.against is not None:
         other = score("--against", config.against, preferences, config, accelerator, note)
@@ -184,14 +185,14 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
             **measured,
             "notes": notes,
             "seconds": time.perf_counter() - began,
-            "environment": record.environment(accelerator.device, accelerator.num_processes),
+            "environment": runtime.environment(accelerator.device, accelerator.num_processes),
         }
         page = report.page(described, found, metrics.quoted(preferences, scored, found))
         write(config, described, found, page)
         if config.export:
             write_rewardbench(Path(config.export[1]), preferences.select(scored.rows), say)
-        record.closing(console, [*metrics.key_figures(described), ("report", f"{config.out}/report.html")], say)
-    processes.end(accelerator)
+        terminal.closing(console, [*metrics.key_figures(described), ("report", f"{config.out}/report.html")], say)
+    launch.end(accelerator)
     return 0
 
 
@@ -221,10 +222,10 @@ def main(arguments: list[str] | None = None) -> int:
             sentence = str(error)
             for theirs, ours in OWN_FLAGS.items():
                 sentence = sentence.replace(theirs, ours)
-            kind = processes.AgreedError if isinstance(error, processes.AgreedError) else ValueError
+            kind = errors.AgreedError if isinstance(error, errors.AgreedError) else ValueError
             raise kind(sentence) from error
 
-    return command.run(work, "stopped: nothing was written")
+    return cli.run(work, "stopped: nothing was written")
 
 
 if __name__ == "__main__":

@@ -19,18 +19,19 @@ import tyro
 from accelerate import Accelerator
 from rich.console import Console
 
-from rmkit import command, demo_model, processes, record
-from rmkit.data.incoming import plain_file, shown
-from rmkit.data.index import SampleFile, build_index, by_prompt
+from rmkit import cli, demo_model, terminal
 from rmkit.demo_model import DEMO_MODEL
-from rmkit.interrupt import stop_asked
+from rmkit.distributed import launch
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import LabelConfig
-from rmkit.labelling.gauge import Gauge
+from rmkit.labelling.index import SampleFile, build_index, by_prompt
+from rmkit.labelling.input import plain_file, shown
+from rmkit.labelling.partial import Spool
 from rmkit.labelling.records import records, write
-from rmkit.labelling.spool import Spool
+from rmkit.runtime import stop_asked
 from rmkit.scorer import Scorer, load_scorer
+from rmkit.terminal import Gauge
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def score_all(
 
 def label(config: LabelConfig, console: Console) -> int:
     """Label as `config` says; the exit status. Raises ValueError with a sentence for the user."""
-    accelerator = processes.start(processes.PATIENCE)
+    accelerator = launch.start(launch.PATIENCE)
     main, spool = accelerator.is_main_process, Spool(config.output)
 
     def say(text: str) -> None:
@@ -113,7 +114,7 @@ def label(config: LabelConfig, console: Console) -> int:
         with kept(spool):
             status = score_and_write(config, scorer, spool, accelerator, console, say)
     if status == 0:
-        processes.end(accelerator)
+        launch.end(accelerator)
     return status
 
 
@@ -179,7 +180,7 @@ def report(
     if config.feedback == "binary":
         rows.append(("threshold", f"{fb.bar(fb.number_of(config.threshold, 'binary'), scores):.6g}"))
     rows += [("records", f"{written:,}"), ("completions/s", f"{rate:,.1f}"), ("seconds", f"{seconds:.0f}")]
-    record.closing(console, [*rows, ("feedback", str(config.output))], say)
+    terminal.closing(console, [*rows, ("feedback", str(config.output))], say)
     if config.feedback == "pairwise" and written:
         say(f"train on it: python -m rmkit.train --model.name MODEL --data.train {config.output}")
 
@@ -210,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # While it scores, Ctrl-C ends the chunk first; this is before or after.
     kept_so_far = "what was scored is kept, go on with --resume"
-    return command.run(work, f"interrupted: {kept_so_far}", kept_so_far.capitalize())
+    return cli.run(work, f"interrupted: {kept_so_far}", kept_so_far.capitalize())
 
 
 if __name__ == "__main__":

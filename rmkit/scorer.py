@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmkit.batches import attention_of
+from rmkit.batch.build import attention_of
+from rmkit.batch.lengths import count, measure
+from rmkit.batch.planner import split
+from rmkit.batch.trie import Layout, pack
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
-from rmkit.data.tokens import load_tokenizer
-from rmkit.export import verify
-from rmkit.lengths import count, measure
-from rmkit.memory import keep_freed
-from rmkit.model import RewardModel
-from rmkit.packing import Layout, pack
-from rmkit.planner import split
-from rmkit.pretrained import build_model, check_length, load_config, saved_labels
+from rmkit.data.tokenizer import load_tokenizer
+from rmkit.model.pretrained import build_model, check_length, load_config, saved_labels
+from rmkit.model.reward_model import RewardModel
+from rmkit.runtime import keep_freed
+from rmkit.storage.export import verify
 
 BUDGET = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass by default, at most."""

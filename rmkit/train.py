@@ -22,22 +22,28 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rmkit import command, heldout, processes, record, state
-from rmkit.batches import attention_of, build, check_budget, microbatches
-from rmkit.checkpoint import Progress, Saver
+from rmkit import cli, terminal
+from rmkit.batch.build import attention_of, build, check_budget, microbatches
+from rmkit.batch.pairs import TokenisedPairs, tokenise
+from rmkit.batch.planner import epoch_order
 from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.data import demo, source
-from rmkit.data.tokens import TokenisedPairs, load_tokenizer, tokenise
-from rmkit.export import verify, write_model
-from rmkit.folder import open_run
-from rmkit.interrupt import agreed_stop, stop_asked
-from rmkit.memory import keep_freed
-from rmkit.model import RewardModel
-from rmkit.optim import adamw, clip, learning_rate
-from rmkit.parallel import accumulating, distribute
-from rmkit.planner import epoch_order
-from rmkit.pretrained import build_model, check_length, load_config
-from rmkit.processes import AgreedError, agreed, first_then_others
+from rmkit.data.tokenizer import load_tokenizer
+from rmkit.distributed import launch
+from rmkit.distributed.collectives import agreed_stop
+from rmkit.distributed.launch import agreed, first_then_others
+from rmkit.distributed.sharding import accumulating, distribute
+from rmkit.errors import AgreedError
+from rmkit.model.pretrained import build_model, check_length, load_config
+from rmkit.model.reward_model import RewardModel
+from rmkit.runtime import keep_freed, stop_asked
+from rmkit.storage import training_state
+from rmkit.storage.checkpoint import Progress, Saver
+from rmkit.storage.export import verify, write_model
+from rmkit.storage.run_folder import open_run
+from rmkit.training import validation
+from rmkit.training.metrics import Metrics, describe
+from rmkit.training.optim import adamw, clip, learning_rate
 
 DEFAULT_LENGTH = 2048
 """Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""
@@ -144,8 +150,8 @@ def train(config: TrainConfig, console: Console) -> int:
     if config.model.name == DEMO and "OMP_NUM_THREADS" not in os.environ:
         # Too small to gain from a second core, and threads that wait for one that is busy elsewhere lose tenfold.
         torch.set_num_threads(1)
-    asked = processes.overruled(config)
-    accelerator = processes.start()
+    asked = launch.overruled(config)
+    accelerator = launch.start()
     if accelerator.device.type == "cpu":
         keep_freed()
     main, ranks = accelerator.is_main_process, accelerator.num_processes
@@ -165,15 +171,15 @@ def train(config: TrainConfig, console: Console) -> int:
         steps = min(steps, config.optim.max_steps)
     optimizer = adamw(run.model, config.optim)
     if weights is not None:
-        agreed(lambda: state.load(weights / "training", run.model, optimizer))
+        agreed(lambda: training_state.load(weights / "training", run.model, optimizer))
         say(f"resumed at step {progress.step} of {steps}")
     parameters = sum(p.numel() for p in run.model.parameters())
     where = f"{ranks} x {accelerator.device.type}" if ranks > 1 else str(accelerator.device)
     say(f"{parameters:,} parameters, {len(run.train)} training pairs, {steps} steps of {pairs_a_step} on {where}")
 
-    metrics = record.Metrics(folder if main else None, progress.metrics_bytes)
-    record.describe(folder if main else None, to_dict(config), accelerator.device, ranks)
-    display = record.Display(console, steps, progress.step, main)
+    metrics = Metrics(folder if main else None, progress.metrics_bytes)
+    describe(folder if main else None, to_dict(config), accelerator.device, ranks)
+    display = terminal.Display(console, steps, progress.step, main)
     saver = Saver(folder, config)
     last_eval: dict = {}
 
@@ -186,10 +192,12 @@ def train(config: TrainConfig, console: Console) -> int:
         nonlocal progress, last_eval
         if run.test is None:
             return
-        found = heldout.measure(run.wrapped, run.test, config, accelerator, run.tokenizer.pad_token_id, run.attention)
+        found = validation.measure(
+            run.wrapped, run.test, config, accelerator, run.tokenizer.pad_token_id, run.attention
+        )
         last_eval = {"counters/examples": progress.examples, "counters/updates": progress.step, **found}
         metrics.write(last_eval)
-        display.say(record.evaluated(last_eval))
+        display.say(terminal.evaluated(last_eval))
         if progress.step and (progress.best_loss is None or found["loss/eval"] < progress.best_loss):
             progress = replace(progress, best_loss=found["loss/eval"], best_step=progress.step)
             save()
@@ -214,7 +222,7 @@ def train(config: TrainConfig, console: Console) -> int:
 
             totals = gradients(run, indices)
             grad_norm = clip(run.model, config.optim.max_grad_norm)
-            measured = heldout.means(totals[:5], len(indices), "train")
+            measured = validation.means(totals[:5], len(indices), "train")
             if not (math.isfinite(measured["loss/train"]) and math.isfinite(grad_norm)):
                 raise AgreedError(refused(progress.step, measured["loss/train"], grad_norm, run.train, indices))
             lr = learning_rate(config.optim, progress.step, steps)
@@ -249,7 +257,7 @@ def train(config: TrainConfig, console: Console) -> int:
     if main:
         report(config, console, say, progress, last_eval, time.perf_counter() - began)
     metrics.close()
-    processes.end(accelerator)
+    launch.end(accelerator)
     return 0
 
 
@@ -277,7 +285,7 @@ def report(
         ]
     final = config.folder / "FINAL"
     rows += [("model", str(final)), ("metrics", str(config.folder / "metrics.jsonl"))]
-    record.closing(console, rows, say)
+    terminal.closing(console, rows, say)
     say(f"go on from it: python -m rmkit.train --model.name {final} --data.train FILE --data.test FILE")
 
 
@@ -290,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # While it trains, Ctrl-C ends the step first and writes a checkpoint; this is before or after.
     before_or_after = "stopped before the first step or after the last: no checkpoint is written"
-    return command.run(work, before_or_after, "Go on from the last checkpoint with --resume")
+    return cli.run(work, before_or_after, "Go on from the last checkpoint with --resume")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from rmkit import attention
-from rmkit.attention import attend
-from rmkit.packing import pack
+from rmkit.batch.trie import pack
+from rmkit.model import attention
+from rmkit.model.attention import attend
 
 
 def row(layout="trie", seed=0):

@@ -7,23 +7,23 @@ import shutil
 import threading
 
 import pytest
-import ranks
 import torch
 from safetensors.torch import load_file
-from saved import CONFIG, TOKENIZER, save, small
 from transformers.utils import logging as transformers_logging
-from victim import make_world
 
-from rmkit import export, state
-from rmkit.aside import files_below
-from rmkit.checkpoint import Progress, Saver, newest_whole, steps_saved
 from rmkit.config import SaveConfig, TrainConfig, from_dict
-from rmkit.optim import adamw
-from rmkit.pretrained import build_model, load_config
-from rmkit.processes import AgreedError
-from rmkit.record import CLOCK_KEYS
-from rmkit.sums import NAME, sums, write_sums
+from rmkit.errors import AgreedError
+from rmkit.model.pretrained import build_model, load_config
+from rmkit.storage import export, training_state
+from rmkit.storage.atomic import files_below
+from rmkit.storage.checkpoint import Progress, Saver, newest_whole, steps_saved
+from rmkit.storage.checksums import NAME, sums, write_sums
 from rmkit.train import main
+from rmkit.training.metrics import CLOCK_KEYS
+from rmkit.training.optim import adamw
+from support import ranks
+from support.saved import CONFIG, TOKENIZER, save, small
+from support.victim import make_world
 
 transformers_logging.disable_progress_bar()
 
@@ -60,7 +60,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path):
     loading = TrainConfig(model=type(CONFIG.model)(name=str(folder)))
     again = build_model(loading, load_config(str(folder)), 128, 0, lambda text: None)
     optimizer_again = adamw(again, CONFIG.optim)
-    state.load(folder / "training", again, optimizer_again)
+    training_state.load(folder / "training", again, optimizer_again)
     for _ in range(2):
         step(again, optimizer_again)
     for (name, a), b in zip(again.named_parameters(), model.parameters(), strict=True):

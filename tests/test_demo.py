@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 from itertools import islice
 
 from rmkit.data import demo
-from rmkit.data.cached import FEATURES
-from rmkit.data.tokens import encode, prepare, render
-from rmkit.pretrained import check_family
+from rmkit.data.cache import FEATURES
+from rmkit.data.tokenizer import encode, prepare, render
+from rmkit.model.pretrained import check_family
 
 TRAIN, TEST = list(demo.preferences("train")), list(demo.preferences("test"))
 

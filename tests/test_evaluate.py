@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from golden.write import file_of, help_text
-from oracle import TINY, scores_one_by_one
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import rmkit.evaluation
@@ -22,6 +21,7 @@ from rmkit import train
 from rmkit.data import demo
 from rmkit.evaluate import RESULTS, main
 from rmkit.scorer import Scorer
+from support.oracle import TINY, scores_one_by_one
 
 PAIRS = 40
 

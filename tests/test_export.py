@@ -5,21 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from oracle import FAMILIES, reward_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from saved import CONFIG, TEXTS, TOKENIZER, save, small, written
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rmkit import export
-from rmkit.checkpoint import Progress, newest_whole
+from rmkit.batch.trie import pack
 from rmkit.data import demo
-from rmkit.data.tokens import encode, render
-from rmkit.export import score_texts, verify
-from rmkit.optim import adamw
-from rmkit.packing import pack
-from rmkit.processes import AgreedError
+from rmkit.data.tokenizer import encode, render
+from rmkit.errors import AgreedError
+from rmkit.storage import export
+from rmkit.storage.checkpoint import Progress, newest_whole
+from rmkit.storage.export import score_texts, verify
+from rmkit.training.optim import adamw
+from support.oracle import FAMILIES, reward_model
+from support.saved import CONFIG, TEXTS, TOKENIZER, save, small, written
 
 transformers_logging.disable_progress_bar()
 

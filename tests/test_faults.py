@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import FAULTS
-from kills import kill
-from obstacles import cut_off, flip_a_bit
-from place import Place, disturb_nothing
-from victim import STEPS, differences, lines, make_world
+
+from campaigns.faults import FAULTS
+from campaigns.kills import kill
+from campaigns.obstacles import cut_off, flip_a_bit
+from campaigns.place import Place, disturb_nothing
+from support.victim import STEPS, differences, lines, make_world
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmkit.data.samples import samples
 from rmkit.labelling import feedback as fb
+from rmkit.labelling.samples import samples
 
 RNG = np.random.default_rng(0)
 

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from rmkit.data.fields import MOST, entries, messages, name, names, number, plain, show, text
+from rmkit.data.fields import MOST, entries, messages, name, names, number, show, text
+from rmkit.errors import plain
 
 
 @pytest.mark.parametrize("wrong", [True, False, "0.5", None, [1], math.nan, math.inf, -math.inf, 10**400])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from kernel_checks import DEVICES, DTYPES, assert_bounded, far_rows, triton_kernels
 
 from rmkit_kernels import gather_kv, kv_copies
 from rmkit_kernels.gather_kv import BLOCK_T, BLOCK_W, _backward_kernel, _forward_kernel
 from rmkit_kernels.gather_kv import _triton_backward as triton_backward
 from rmkit_kernels.gather_kv import _triton_forward as triton_forward
+from support.kernel_checks import DEVICES, DTYPES, assert_bounded, far_rows, triton_kernels
 
 SIZES = [
     (1, 1, 1, 1),

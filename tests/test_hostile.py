@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutations import HOSTILE, PAIRS, SAMPLES, rows_of, spoiled_bytes, spoiled_json
 
+from campaigns.mutations import HOSTILE, PAIRS, SAMPLES, rows_of, spoiled_bytes, spoiled_json
 from rmkit.data import forms
-from rmkit.data.samples import samples
+from rmkit.labelling.samples import samples
 
 HERE = Path(__file__).parent
 
 
 def campaign(*flags: str) -> str:
-    """What `python tests/hostile.py` prints; it must end without a fault."""
-    command = [sys.executable, str(HERE / "hostile.py"), *flags]
+    """What `python tests/campaigns/hostile.py` prints; it must end without a fault."""
+    command = [sys.executable, str(HERE / "campaigns" / "hostile.py"), *flags]
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parent / "kernels"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,9 +40,10 @@ def test_the_whole_campaign():
 
 def test_the_campaign_sees_a_fault(tmp_path):
     """A reader that fails otherwise, hangs or dies is counted, and the cases behind it still run."""
-    (tmp_path / "hostile_files.py").write_text(FAULTY)
-    (tmp_path / "fence.py").write_text("class Fault(Exception): pass")
-    code = "import sys\nimport hostile\nhostile.SECONDS, hostile.PATIENCE = 0.5, 12\n"
+    (tmp_path / "campaigns").mkdir()
+    (tmp_path / "campaigns" / "hostile_files.py").write_text(FAULTY)
+    (tmp_path / "campaigns" / "fence.py").write_text("class Fault(Exception): pass")
+    code = "import sys\nfrom campaigns import hostile\nhostile.SECONDS, hostile.PATIENCE = 0.5, 12\n"
     code += "sys.argv = ['x', '--kinds', 'files', '--count', '8']\n"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(HERE)])}
     done = subprocess.run(

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from rmkit.data import index
-from rmkit.data.index import SampleFile, build_index, by_prompt
+from rmkit.labelling import index
+from rmkit.labelling.index import SampleFile, build_index, by_prompt
 
 
 def written(folder, rows, array=False):

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from rmkit.interrupt import SIGNALS, stop_asked
+from rmkit.runtime import SIGNALS, stop_asked
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The campaign as a test; what is quick of it stands in test_parallel.py and test_train.py."""
 
 import pytest
-from invariance import campaign
+
+from campaigns.invariance import campaign
 
 
 @pytest.mark.slow

@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 import torch
 from golden.write import file_of, help_text
-from oracle import TINY, scores_one_by_one
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rmkit import label, train
 from rmkit.data import demo, source
 from rmkit.label import main
-from rmkit.labelling import spool
+from rmkit.labelling import partial
 from rmkit.labelling.config import LabelConfig
 from rmkit.scorer import Scorer
+from support.oracle import TINY, scores_one_by_one
 
 TEXTS = ("Sure. Here is code:\n  x = 3.14159 ", " no", "", "Yes! And", "a b c d e f " * 5, "?", "the same", "the same")
 PROMPTS = 40
@@ -350,7 +350,7 @@ def test_two_processes_go_on_where_one_crashed_and_give_the_same_bytes(world, sc
 
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
-    [(label, "scored", 0), (label, "scored", 5), (label, "write", 0), (spool.os, "fsync", 1)],
+    [(label, "scored", 0), (label, "scored", 5), (label, "write", 0), (partial.os, "fsync", 1)],
 )
 def test_resume_after_a_crash_gives_the_same_bytes(world, scalars, tmp_path, monkeypatch, module, name, calls):
     out = tmp_path / "f.json"
@@ -566,7 +566,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_sample(world, scalars, tm
     assert out.read_bytes() == scalars
 
 
-@pytest.mark.parametrize(("module", "name", "calls"), [(spool, "_write_all", 2), (spool.os, "fsync", 1)])
+@pytest.mark.parametrize(("module", "name", "calls"), [(partial, "_write_all", 2), (partial.os, "fsync", 1)])
 def test_a_full_disk_keeps_what_was_scored(world, scalars, tmp_path, capsys, monkeypatch, module, name, calls):
     out = tmp_path / "f.json"
     with monkeypatch.context() as patch:

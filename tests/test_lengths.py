@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmkit.lengths import Counts, count, joined, measure
-from rmkit.packing import common_prefix, pack, trie_tokens
+from rmkit.batch.lengths import Counts, count, joined, measure
+from rmkit.batch.trie import common_prefix, pack, trie_tokens
 
 LAYOUTS = ("trie", "packed", "padded")
 # So few tokens that prefixes, duplicates and sequences that begin with another one are common.

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from oracle import reward_model, tiny_classifier
 from torch import nn
 
 from rmkit.config import OptimConfig
-from rmkit.optim import adamw, clip, learning_rate
+from rmkit.training.optim import adamw, clip, learning_rate
+from support.oracle import reward_model, tiny_classifier
 
 
 def after_one_step_without_a_gradient(family, **config):

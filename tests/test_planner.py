@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmkit import planner
+from rmkit.batch import planner
+from rmkit.batch.lengths import count, measure
+from rmkit.batch.planner import attention_weight, epoch_order, split
+from rmkit.batch.trie import pack
 from rmkit.config import BatchConfig, DataConfig, ParallelConfig, TrainConfig
-from rmkit.lengths import count, measure
-from rmkit.packing import pack
-from rmkit.planner import attention_weight, epoch_order, split
 
 
 def plan(*, seed=0, shuffle=True, **batch):

@@ -6,7 +6,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from oracle import (
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rmkit.config import BatchConfig, ModelConfig, TrainConfig
+from rmkit.data import demo
+from rmkit.model.pretrained import build_model, check_family, check_length, implementation, load_config
+from rmkit.model.reward_model import score_index
+from support.oracle import (
     FAMILIES,
     TINY,
     gradients,
@@ -14,13 +21,6 @@ from oracle import (
     run,
     tiny_classifier,
 )
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from rmkit.config import BatchConfig, ModelConfig, TrainConfig
-from rmkit.data import demo
-from rmkit.model import score_index
-from rmkit.pretrained import build_model, check_family, check_length, implementation, load_config
 
 LAYOUTS = ("trie", "packed", "padded")
 

@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rmkit.data.index import SampleFile, build_index
 from rmkit.labelling.config import LabelConfig
+from rmkit.labelling.index import SampleFile, build_index
 from rmkit.labelling.records import records, write
 
 ROWS = [("p", "a"), ("q", "x"), ("p", "b"), ("r", "u"), ("p", "c"), ("q", "y"), ("r", "v"), ("s", "z")]

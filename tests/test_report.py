@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rmkit.data.cached import FEATURES
+from rmkit.data.cache import FEATURES
 from rmkit.evaluation import metrics, plots, report, statistics
 from rmkit.evaluation.scores import Scored
 

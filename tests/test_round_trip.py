@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import TINY
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rmkit.data import demo
+from support.oracle import TINY
 
 TULU = Path(__file__).parents[2] / "shared" / "data" / "tulu1_human"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rmkit.data import samples as samples_module
-from rmkit.data.samples import samples
+from rmkit.labelling import samples as samples_module
+from rmkit.labelling.samples import samples
 
 USER, OTHER = {"role": "user", "content": "q"}, {"role": "user", "content": "other"}
 

@@ -7,7 +7,6 @@ from itertools import product
 
 import pytest
 import torch
-from kernel_checks import DEVICES, DTYPES, assert_bounded, far_rows, triton_kernels
 
 from rmkit_kernels import score_bt_loss
 from rmkit_kernels._score_bt_loss_triton import (
@@ -21,6 +20,7 @@ from rmkit_kernels._score_bt_loss_triton import (
     triton_backward,
     triton_forward,
 )
+from support.kernel_checks import DEVICES, DTYPES, assert_bounded, far_rows, triton_kernels
 
 SIZES = [
     (1, 1, 1, 1),

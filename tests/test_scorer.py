@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from oracle import scores_one_by_one
-from saved import small, written
 from transformers import AutoModelForSequenceClassification
 
 from rmkit import scorer
 from rmkit.scorer import load_scorer
+from support.oracle import scores_one_by_one
+from support.saved import small, written
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cached import FEATURES
+from rmkit.data.cache import FEATURES
 from rmkit.data.source import load, overlap
 
 BAD = {"role": "assistant", "content": "bad"}

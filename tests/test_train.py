@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from golden.write import FILE, help_text
-from oracle import scores_one_by_one
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
-from victim import lines, save_lm, write_rows
 
-from rmkit import checkpoint, export, record
+from rmkit import terminal
 from rmkit.config import from_dict
 from rmkit.data import demo
+from rmkit.storage import checkpoint, export
 from rmkit.train import main
 from rmkit_kernels._backend import triton_on_cpu
+from support.oracle import scores_one_by_one
+from support.victim import lines, save_lm, write_rows
 
 PAIRS, TEST_PAIRS = 22, 5
 
@@ -182,14 +183,14 @@ def test_two_ranks_give_the_same_run(world, undisturbed, tmp_path, strategy):
 
 def disturb(monkeypatch, step: int, what) -> None:
     """Let something happen right after a step was recorded."""
-    shown = record.Display.step
+    shown = terminal.Display.step
 
     def interrupted(self, done, values):
         shown(self, done, values)
         if done == step:
             what()
 
-    monkeypatch.setattr(record.Display, "step", interrupted)
+    monkeypatch.setattr(terminal.Display, "step", interrupted)
 
 
 class Crash(BaseException):

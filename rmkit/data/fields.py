@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from rmkit.errors import plain
+
 Message = dict[str, str]
 
 MOST = 1 << 16
@@ -84,8 +86,3 @@ def names(row: dict[str, Any]) -> str:
     held = [plain(str(field)) for field, value in row.items() if value is not None]
     shown = ", ".join(field if len(field) <= 50 else field[:47] + "..." for field in held[:30])
     return f"{shown} and {len(held) - 30} more" if len(held) > 30 else shown or "(none)"
-
-
-def plain(text: str) -> str:
-    """Text that can be printed: what would move the cursor, or cannot be encoded, stands as its escape."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

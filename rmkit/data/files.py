@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from rmkit.data.rows import BLOCK, rows, unit
+from rmkit.data.json_rows import BLOCK, rows, unit
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 BATCH = 64

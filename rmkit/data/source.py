@@ -16,10 +16,10 @@ from typing import Any, Literal
 import datasets
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cached import DEMO, Source, build
-from rmkit.data.fields import plain
+from rmkit.data.cache import DEMO, Source, build
 from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.named import NAMED
+from rmkit.errors import plain
 
 Split = Literal["train", "test"]
 Say = Callable[[str], None]

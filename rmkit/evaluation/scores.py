@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from rmkit import record
+from rmkit import terminal
+from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DataConfig
-from rmkit.data.tokens import TokenisedPairs, tokenise
 from rmkit.scorer import Scorer
 
 CHUNK = 512
@@ -72,7 +72,7 @@ def score_pairs(
     for start in range(0, len(mine), CHUNK):
         chunk = mine[start : start + CHUNK]
         scores[chunk] = scorer.score([sequences[i] for i in chunk], group[chunk])
-        if time.perf_counter() - shown > record.LINE_SECONDS:
+        if time.perf_counter() - shown > terminal.LINE_SECONDS:
             shown = time.perf_counter()
             say(f"scored {start + len(chunk):,} of {len(mine):,} conversations")
     # Each score is one rank's own and zero elsewhere, so the sum is exact.

@@ -6,8 +6,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from rmkit.data.index import SampleFile
-from rmkit.data.tokens import encode, render
+from rmkit.data.tokenizer import encode, render
+from rmkit.labelling.index import SampleFile
 from rmkit.scorer import Scorer
 
 CHUNK = 256

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from rmkit.data.incoming import STDIN, identity
+from rmkit.batch.trie import Layout
 from rmkit.demo_model import DEMO_MODEL
 from rmkit.labelling.feedback import Feedback, Format, Pairing, number_of
-from rmkit.packing import Layout
+from rmkit.labelling.input import STDIN, identity
 
 DEMO_FEEDBACK = Path("runs/demo/feedback.jsonl")
 

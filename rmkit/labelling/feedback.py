@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rmkit.data.samples import Sample
+from rmkit.labelling.samples import Sample
 
 Feedback = Literal["scalar", "binary", "pairwise", "best"]
 Pairing = Literal["max", "min", "random", "all"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rmkit.data.index import SampleFile, by_prompt
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.config import LabelConfig
-from rmkit.labelling.spool import whole_file
+from rmkit.labelling.index import SampleFile, by_prompt
+from rmkit.labelling.partial import whole_file
 
 
 def records(

@@ -1,0 +1,204 @@
+"""Preferences as token sequences, tokenised once and cached."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from datasets import Dataset, Features, Sequence, Value
+from transformers import PreTrainedTokenizerBase
+
+from rmkit.batch.lengths import Lengths, measure
+from rmkit.batch.trie import common_prefix
+from rmkit.config import DataConfig
+from rmkit.data import tokenizer as contract
+from rmkit.data.tokenizer import encode, render
+
+KEPT, STOP, OVERLONG, SAME, NO_TOKEN, ENDS_IN_PAD = range(6)
+
+REASONS = {
+    OVERLONG: "over-long (more than {max_length} tokens)",
+    SAME: "chosen and rejected are the same tokens",
+    NO_TOKEN: "no token is left of a side",
+    ENDS_IN_PAD: "ends in the pad token, which other readers would not score",
+}
+"""Why a pair is dropped, by the number that the table holds: ten million of them are ten megabytes, not gigabytes."""
+
+WORKERS_A_CORE = 4
+"""Processes that tokenise on each core at most: more gain nothing, and each takes hundreds of megabytes."""
+
+
+class TokenColumn:
+    """A column of token sequences, read from the memory-mapped table without a copy: column[i] is int32 [length].
+
+    `rows` int64 [N]: which preference, of those that were tokenised, each sequence belongs to.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, rows: np.ndarray) -> None:
+        chunks = dataset.data.column(name).chunks
+        self._parts = [(c.offsets.to_numpy(), c.values.to_numpy()) for c in chunks]
+        self._starts = np.cumsum([0] + [len(offsets) - 1 for offsets, _ in self._parts])
+        self.rows = rows
+        self.lengths = np.concatenate([np.diff(offsets) for offsets, _ in self._parts])[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        row = self.rows[index]
+        part = int(np.searchsorted(self._starts, row, "right")) - 1
+        offsets, values = self._parts[part]
+        row -= self._starts[part]
+        return values[offsets[row] : offsets[row + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenisedPairs:
+    """N preferences as token sequences; everything but the tokens lies in numpy arrays of length N."""
+
+    chosen: TokenColumn
+    rejected: TokenColumn
+    group: np.ndarray
+    """int64: equal where the prompt is equal"""
+    margin: np.ndarray
+    target: np.ndarray
+    """float64; NaN where the row gave none"""
+    weight: np.ndarray
+    lengths: Lengths
+    """Of both sides of each pair, for the planner"""
+    source: SequenceOf[str]
+    """Where each preference comes from: "file:line" or "set:row" """
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Pairs that were left out, by reason"""
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+
+def tokenise(
+    preferences: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    max_length: int,
+    say: Callable[[str], None],
+) -> TokenisedPairs:
+    """Tokenise both sides of every preference once, through `datasets` map with its cache and worker processes.
+
+    Pairs over `max_length` are treated as --data.overlong says; whatever is dropped is counted by reason and said.
+    Raises ValueError on the first over-long pair (--data.overlong error), on a conversation that the chat template
+    refuses, and where no pair is left.
+    """
+    if len(preferences) == 0:
+        raise ValueError("no pair is left of 0: the data holds none")
+    settings = [
+        *(Path(file).read_text() for file in (__file__, contract.__file__)),
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+    ]
+    settings += [max_length, data.overlong, preferences._fingerprint]
+    fingerprint = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest()
+    cores = os.cpu_count() or 1
+    most = WORKERS_A_CORE * cores
+    if data.workers > most:
+        say(f"--data.workers {data.workers}: {most} start, {WORKERS_A_CORE} for each core of this machine")
+    # A process is worth its start from some thousand rows on.
+    workers = min(data.workers, most) or min(len(preferences) // 4000, cores)
+    table = preferences.map(
+        _tokenise_rows,
+        batched=True,
+        batch_size=200,
+        remove_columns=["prompt", "chosen", "rejected"],
+        features=_features(preferences),
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong},
+        num_proc=workers if workers > 1 else None,
+        new_fingerprint=fingerprint,
+        desc="tokenising",
+    )
+    columns = table.data
+    reason = columns.column("reason").to_numpy()
+    if (stop := np.flatnonzero(reason == STOP)).size:
+        row = table[int(stop[0])]
+        longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        raise ValueError(
+            f"{row['source']}: {longest} tokens, more than the limit of {max_length}; raise --data.max-length, or let "
+            "--data.overlong drop or cut it"
+        )
+    dropped = {}
+    for code, count in zip(*np.unique(reason, return_counts=True), strict=True):
+        if code != KEPT:
+            why = REASONS[code].format(max_length=max_length)
+            dropped[why] = int(count)
+            say(f"dropped {count} of {len(reason)} pairs: {why}")
+    rows = np.flatnonzero(reason == KEPT)
+    if len(rows) == 0:
+        raise ValueError(f"no pair is left of {len(reason)}; raise --data.max-length or set --data.overlong keep-end")
+    sides = [TokenColumn(table, name, rows) for name in ("chosen_ids", "rejected_ids")]
+    group = np.unique(columns.column("group").to_numpy()[rows], return_inverse=True)[1]
+    length = np.stack([side.lengths for side in sides], 1)
+    return TokenisedPairs(
+        chosen=sides[0],
+        rejected=sides[1],
+        group=group,
+        lengths=measure(sides, length, group, columns.column("shared").to_numpy()[rows]),
+        margin=columns.column("margin").to_numpy()[rows],
+        target=columns.column("target").to_numpy()[rows],
+        weight=columns.column("weight").to_numpy()[rows],
+        source=table.select(rows)["source"],
+        dropped=dropped,
+    )
+
+
+def _features(preferences: Dataset) -> Features:
+    kept = {name: kind for name, kind in preferences.features.items() if name not in ("prompt", "chosen", "rejected")}
+    ids = Sequence(Value("int32"))
+    numbers = {"shared": Value("int32"), "group": Value("int64"), "reason": Value("int8")}
+    return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, **numbers})
+
+
+def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str) -> dict:
+    out: dict[str, list] = {"chosen_ids": [], "rejected_ids": [], "shared": [], "group": [], "reason": []}
+    texts = []
+    for prompt, chosen, rejected, source in zip(
+        rows["prompt"], rows["chosen"], rows["rejected"], rows["source"], strict=True
+    ):
+        try:
+            texts += [render(tokenizer, [*prompt, *chosen]), render(tokenizer, [*prompt, *rejected])]
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{source}: the chat template refuses this conversation: {error}") from error
+        digest = hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).digest()
+        out["group"].append(int.from_bytes(digest, "big", signed=True))
+    ids = encode(tokenizer, texts)
+    for chosen, rejected in zip(ids[::2], ids[1::2], strict=True):
+        reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong)
+        sides = np.array(chosen, np.int32), np.array(rejected, np.int32)
+        out["reason"].append(reason)
+        out["chosen_ids"].append(sides[0])
+        out["rejected_ids"].append(sides[1])
+        out["shared"].append(common_prefix(*sides))
+    return out
+
+
+def _fit(
+    chosen: list[int], rejected: list[int], pad: int, max_length: int, overlong: str
+) -> tuple[int, list[int], list[int]]:
+    """KEPT, STOP or the reason why a pair is dropped, and its sides, cut if so asked."""
+    if max(len(chosen), len(rejected)) > max_length:
+        if overlong == "drop":
+            return OVERLONG, [], []
+        if overlong == "error":
+            return STOP, chosen, rejected
+        kept = slice(max_length) if overlong == "keep-start" else slice(-max_length, None)
+        chosen, rejected = chosen[kept], rejected[kept]
+    if chosen == rejected:
+        return SAME, [], []
+    if not chosen or not rejected:
+        return NO_TOKEN, [], []
+    if pad in (chosen[-1], rejected[-1]):
+        return ENDS_IN_PAD, [], []
+    return KEPT, chosen, rejected

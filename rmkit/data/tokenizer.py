@@ -1,0 +1,97 @@
+"""From preferences to token sequences: the tokenisation contract, applied once and cached.
+
+A conversation (prompt + one response) is rendered by the chat template and encoded without special tokens on top: the
+template alone decides about BOS and EOS, so neither is doubled. The end token, whose hidden state is scored, is the
+last token of the rendered text. TRL and HALOs render the same way.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rmkit.errors import brief
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '\n\n' if not loop.first else '' }}"
+    "{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nassistant:' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""For base models, which have none: role and content of each turn, closed by one EOS."""
+
+PAD_CANDIDATES = (
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<pad>",
+    "<|pad|>",
+    "[PAD]",
+    "<unk>",
+    "<|endoftext|>",
+)
+"""Tokens that exist and mean nothing in a rendered text, in order of preference."""
+
+PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+
+
+def load_tokenizer(name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, made fit for scoring; what had to be chosen is said.
+
+    Raises ValueError where there is none, or where it has no EOS to close the default template with.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # whatever a library says of files that do not hold what they should
+        raise ValueError(f"--model.name {name}: no tokenizer could be loaded there ({brief(error)})") from error
+    try:
+        return prepare(tokenizer, name, say)
+    except (TypeError, AttributeError, KeyError, IndexError, jinja2.TemplateError) as error:
+        raise ValueError(f"--model.name {name}: its tokenizer cannot be used ({brief(error)})") from error
+
+
+def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
+    """Give a tokenizer a chat template and a pad token that no conversation ends in, where it lacks them."""
+    if tokenizer.chat_template is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"--model.name {name}: the tokenizer has neither a chat template nor an EOS token; set one"
+            )
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+        say(f"{name} has no chat template: 'role: content' turns closed by {tokenizer.eos_token} are used")
+    end = encode(tokenizer, [render(tokenizer, PROBE)])[0][-1]
+    ends = {end, tokenizer.eos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        had = "no pad token" if tokenizer.pad_token_id is None else f"the end token {tokenizer.pad_token} as pad token"
+        tokenizer.pad_token = _pad_token(tokenizer, ends)
+        say(f"{name} has {had}: {tokenizer.pad_token} is used, so that no score is read one token early")
+    return tokenizer
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template that renders conversations, also where the tokenizer brings several by name."""
+    template = tokenizer.chat_template
+    return template["default"] if isinstance(template, dict) else template
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, ends: set[int | None]) -> str:
+    vocabulary = tokenizer.get_vocab()
+    for token in PAD_CANDIDATES:
+        if token in vocabulary and vocabulary[token] not in ends:
+            return token
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    return "<|pad|>"
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: SequenceOf[dict[str, str]]) -> str:
+    """The text of a conversation, exactly as it is tokenised. jinja2.TemplateError where the template refuses it."""
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False)
+    except jinja2.TemplateError:
+        raise
+    except Exception as error:  # a template is a program: it divides by zero, or adds what cannot be added
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: SequenceOf[str]) -> list[list[int]]:
+    """Token ids of rendered texts; nothing is added and nothing is cut."""
+    return tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

@@ -1,0 +1,1 @@
+"""Several processes on one model: how they start, agree and share it."""

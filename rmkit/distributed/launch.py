@@ -1,0 +1,155 @@
+"""The processes of a run: how they start, how one's error becomes everyone's, and what is said when one is lost."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from rmkit.config import TrainConfig
+from rmkit.distributed.collectives import rank, together
+from rmkit.distributed.sharding import strategy_on
+from rmkit.errors import AgreedError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""After which a process that waits in a step gives up: longer than the slowest save or evaluation of the others. One
+that dies is noticed at once: by the launcher, and on CPUs by its closed connection."""
+
+PATIENCE = timedelta(days=7)
+"""The same while one process prepares the data, labels or evaluates its share: as long as it needs."""
+
+ROLL_CALL = 5.0
+"""Seconds for which the processes that have lost one wait for each other's answer."""
+
+SWITCHES = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_DYNAMO_BACKEND",
+)
+"""How `accelerate launch` hands the engines of its configuration file to a program. Ours are chosen by flags, and
+transformers leaves the weights out on every process but one where it finds the first."""
+
+
+def overruled(config: TrainConfig) -> list[str]:
+    """A sentence for each thing that accelerate's configuration asks for and the flags of a training do not do."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and device == "cuda")
+    fsdp = strategy_on(device, config.parallel) == "fsdp"
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    found = []
+    if precision != "no" and not (precision == "bf16" and bf16):
+        found.append((f"mixed precision {precision}", f"--model.precision {'bf16' if bf16 else 'fp32'} holds"))
+    if _on("ACCELERATE_USE_FSDP"):
+        if not fsdp:
+            found.append(("FSDP", "--parallel.strategy ddp holds; give --parallel.strategy fsdp"))
+        if _on("FSDP_OFFLOAD_PARAMS") and not config.parallel.cpu_offload:
+            found.append(("parameters on the CPU", "give --parallel.cpu-offload"))
+        if _on("FSDP_ACTIVATION_CHECKPOINTING") and not config.model.gradient_checkpointing:
+            found.append(("activation checkpointing", "give --model.gradient-checkpointing"))
+        if "HYBRID" in os.environ.get("FSDP_SHARDING_STRATEGY", "") and config.parallel.replicate == 1:
+            found.append(("hybrid sharding", "give --parallel.replicate 0, a copy of the model on each node"))
+    used = "ddp" if not fsdp else "fsdp"
+    for variable, engine in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
+        if _on(variable):
+            found.append((engine, f"--parallel.strategy {used} holds"))
+    if _on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        found.append(("a parallelism configuration", f"--parallel.replicate {config.parallel.replicate} holds"))
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        found.append(("torch.compile", "there is no flag for it"))
+    return [f"accelerate's configuration asks for {what}, which is not done: {why}" for what, why in found]
+
+
+def _on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def start(timeout: timedelta = TIMEOUT) -> Accelerator:
+    """Join the processes that torchrun or accelerate launch started, or be the only one.
+
+    Of accelerate's configuration only what it says about processes and devices is used.
+    """
+    for variable in SWITCHES:
+        os.environ.pop(variable, None)
+    cuda = torch.cuda.is_available()
+    # gloo beside nccl: for what is agreed on, saved and offloaded on the CPU.
+    backend = {"backend": "cuda:nccl,cpu:gloo"} if cuda and "LOCAL_RANK" in os.environ else {}
+    # Without a GPU accelerate makes a process group only when told that CPUs are meant.
+    return Accelerator(cpu=not cuda, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)])
+
+
+def end(accelerator: Accelerator) -> None:
+    """Leave the other processes, when all have come so far."""
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        # gloo's threads need Python's lock to let go of the last tensors; the end of the group waits for the threads
+        # with the lock held, which hangs unless they have had it before.
+        time.sleep(0.1)
+    accelerator.end_training()
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` returns here; a user's error of any process is raised by all of them, so that none waits for ever.
+
+    `work` must not wait for another process itself.
+    """
+    found: list[T] = []
+    try:
+        together(lambda: found.append(work()), _patient() if dist.is_initialized() else None)
+    except (ValueError, OSError) as error:
+        raise AgreedError(str(error)) from error
+    return found[0]
+
+
+def first_then_others(work: Callable[[], T]) -> T:
+    """What `work` returns: it runs on the first process, which fills a cache, and then on the others, which read it."""
+    first = rank() == 0
+    found = agreed(work if first else lambda: None)
+    again = agreed(work if not first else lambda: None)
+    return found if first else again
+
+
+@cache
+def _patient() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def lost(error: BaseException) -> str | None:
+    """The sentence for an error that comes from another process's end; None where it comes from something else."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        return None
+    silent = ", ".join(map(str, _silent_ranks()))
+    who = f"rank {silent} has ended or does not answer" if silent else "every rank answers still"
+    # gloo's place in its source, and its guesses, left out.
+    why = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]
+    return f"The connection to another process was lost: {who}. Its own words, if any, stand in its log. ({why})"
+
+
+def _silent_ranks() -> list[int]:
+    """Ranks that do not answer a roll call of all that notice the loss."""
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    answers = [f"rmkit/roll-call/{attempt}/{each}" for each in range(int(os.environ["WORLD_SIZE"]))]
+    try:
+        socket.create_connection(where, ROLL_CALL).close()  # TCPStore tells a failure at length, with its C++ stack
+        store = dist.TCPStore(*where, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ROLL_CALL))
+        store.set(answers[int(os.environ["RANK"])], "here")
+        end = time.monotonic() + ROLL_CALL
+        while (silent := [i for i, key in enumerate(answers) if not store.check([key])]) and time.monotonic() < end:
+            time.sleep(0.1)
+        return silent
+    except (OSError, RuntimeError):
+        return [0]  # without torchrun the first rank keeps the store, which ends with it

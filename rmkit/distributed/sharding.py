@@ -1,0 +1,122 @@
+"""Several processes on one model: DDP copies it, FSDP2 shards it. On GPUs and on CPUs (gloo) the same code runs."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from rmkit.config import ParallelConfig
+from rmkit.model.reward_model import RewardModel
+
+
+def strategy_on(device: str, config: ParallelConfig) -> str:
+    """What auto means on "cuda" or "cpu": fsdp where memory decides or a flag of its own is given, else ddp."""
+    if config.strategy != "auto":
+        return config.strategy
+    return "fsdp" if device == "cuda" or config.replicate != 1 or config.cpu_offload else "ddp"
+
+
+def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelerator) -> nn.Module:
+    """Move the model to its device and share it among the ranks; the module whose forward is to be called.
+
+    accelerate switches FSDP on for GPUs only, so `fully_shard` is called here: each decoder layer, then the root, which
+    owns embedding, final norm and head and gathers them when its forward is called. The shards are float32. Under bf16
+    the layers are gathered in it, as autocast would round them, and their gradients are reduced in float32; the root,
+    and with it the residual stream and the score, is gathered in float32.
+    """
+    device = accelerator.device
+    if accelerator.num_processes == 1 and config.replicate <= 1 and not config.cpu_offload:
+        return model.to(device)
+    if strategy_on(device.type, config) == "ddp":
+        return accelerator.prepare(model.to(device))
+    # Straight from the CPU: a layer is moved when it is sharded, so no device ever holds the whole model.
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
+    shard = functools.partial(
+        fully_shard, mesh=_mesh(device.type, config.replicate, accelerator.num_processes), offload_policy=offload
+    )
+    in_layers = MixedPrecisionPolicy()
+    if model.bf16:
+        # Inputs stay as they come: autocast rounds what a matrix product reads, and nothing else.
+        in_layers = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    for layer in model.backbone.layers:
+        shard(layer, mp_policy=in_layers)
+    return shard(model)
+
+
+def _mesh(device: str, replicate: int, ranks: int) -> DeviceMesh:
+    """All ranks in one row, or a row for each copy of the model (HSDP: copied over rows, sharded along them)."""
+    if not dist.is_initialized():  # one process, which shards nothing but may offload
+        backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    copies = replicate or max(1, ranks // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    if ranks % copies:
+        raise ValueError(
+            f"--parallel.replicate {replicate}: {ranks} process{'es' if ranks > 1 else ''} cannot be split into "
+            f"{copies} equal groups; set a divisor of {ranks}"
+        )
+    if copies == 1:
+        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (copies, ranks // copies), mesh_dim_names=("replicate", "shard"))
+
+
+def accumulating(wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """Around a microbatch: DDP waits with its all-reduce for the last one. FSDP2 reduces each, into its shard."""
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def in_float32(model: RewardModel) -> Iterator[None]:
+    """Within the block the model computes without bf16: its layers run on their float32 shards, gathered whole.
+
+    For forward passes without a gradient; every rank must take part.
+    """
+    layers = [m for m in model.backbone.layers if model.bf16 and isinstance(m, FSDPModule)]
+    for layer in layers:
+        layer.forward = functools.partial(_forward_float32, layer, dict(layer.named_parameters()))
+    bf16, model.bf16 = model.bf16, False
+    try:
+        yield
+    finally:
+        model.bf16 = bf16
+        for layer in layers:
+            del layer.forward
+        if isinstance(model, FSDPModule):
+            model.reshard()  # a forward leaves the root gathered: its parameters are not those that an optimizer takes
+
+
+def _forward_float32(layer: nn.Module, shards: dict[str, nn.Parameter], *args: Any, **kwargs: Any) -> Any:
+    """The layer's own forward, in which the parameters that FSDP2 gathered in bf16 are changed for float32 ones."""
+    gathered = dict(layer.named_parameters())
+    device = next(iter(gathered.values())).device
+    _put(layer, {name: nn.Parameter(shard.full_tensor().to(device)) for name, shard in shards.items()})
+    try:
+        return type(layer).forward(layer, *args, **kwargs)
+    finally:
+        _put(layer, gathered)
+
+
+def _put(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, parameter)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The full tensor, of a sharded one or any other; every rank must ask for it. One that is offloaded too is gathered
+    on the device that computes."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()

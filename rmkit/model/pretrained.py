@@ -1,0 +1,214 @@
+"""From a name to a reward model: what can be trained, what head it brings, and how its weights are loaded."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from rmkit.config import DEMO, TrainConfig
+from rmkit.errors import brief
+from rmkit.model import attention
+from rmkit.model.reward_model import RewardModel
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+"""Model types that the exactness tests cover: causal softmax attention in every layer, and nothing else that mixes
+tokens."""
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Configuration of a model folder or hub id; ValueError where there is none or where it cannot be trained."""
+    check_folder(Path(name))
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # whatever a library says of values that it does not expect
+        where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
+        raise ValueError(f"--model.name {name}: no model configuration was found {where}") from error
+    return check_family(config, name)
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody),
+    or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"--model.name {folder}: {path.name} is no ordinary file (a pipe, a device)")
+    _shards(folder)
+
+
+def check_family(config: PretrainedConfig, name: str) -> PretrainedConfig:
+    """The configuration, if its tokens are mixed by causal softmax attention alone; else ValueError."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"--model.name {name}: it is a {config.model_type} model. A trie batch is exact only where tokens are "
+            "mixed by causal softmax attention alone (no state space, linear attention, convolution or encoder); "
+            f"tested families: {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ValueError(f"--model.name {name}: its attention is bidirectional, so prefixes cannot be shared")
+    return config
+
+
+def check_length(config: PretrainedConfig, max_length: int) -> None:
+    """ValueError where conversations this long would not score the same alone and in a batch.
+
+    Dynamic NTK and LongRoPE choose their frequencies by the longest position in the batch, so past the original
+    context a score would depend on its neighbours.
+    """
+    if max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--data.max-length {max_length}: the model's context is {config.max_position_embeddings}; set at most that"
+        )
+    scaling = getattr(config, "rope_parameters", None) or {}
+    for rope in [scaling, *(v for v in scaling.values() if isinstance(v, dict))]:
+        original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+        if rope.get("rope_type") in ("dynamic", "longrope") and max_length > original:
+            raise ValueError(
+                f"--data.max-length {max_length}: beyond {original} tokens this model's {rope['rope_type']} positions "
+                f"depend on the longest sequence of the batch; set at most {original}"
+            )
+
+
+def build_model(
+    config: TrainConfig, architecture: PretrainedConfig, vocabulary: int, pad_token_id: int, say: Callable[[str], None]
+) -> RewardModel:
+    """Load or make the classifier that `config` asks for, in float32, with its attention set for the layout.
+
+    A fresh head is drawn from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the
+    tokenizer gained a pad token. Raises ValueError on a checkpoint that is none or not whole.
+    """
+    name = config.model.name
+    labels = 1 if config.model.head == "scalar" else 2
+    kept = None if name == DEMO else saved_labels(architecture, name)
+    architecture.num_labels = kept or labels
+    architecture.pad_token_id = pad_token_id
+    architecture.use_cache = False
+    for dropout in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
+        if getattr(architecture, dropout, 0.0):
+            setattr(architecture, dropout, 0.0)  # as TRL does; sharing a token is exact only without dropout
+    chosen_attention = implementation(config.batch.layout, architecture)
+    torch.manual_seed(config.seed)
+    if name == DEMO:
+        classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
+    else:
+        classifier = load_classifier(name, architecture, chosen_attention, fresh_head=kept is None)
+    if vocabulary > classifier.get_input_embeddings().num_embeddings:
+        classifier.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if kept is None:
+        _draw_head(classifier, config.seed)
+        say(f"{config.model.head} head drawn from seed {config.seed}")
+    else:
+        say(f"{name} brings a head of {kept} label{'s' if kept > 1 else ''}; it is kept")
+    classifier.config.problem_type = "regression"
+    if config.model.gradient_checkpointing:
+        classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
+        getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
+    bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
+    return RewardModel(classifier, bf16=bf16, kernels=config.model.kernels)
+
+
+def implementation(layout: str, architecture: PretrainedConfig) -> str:
+    """Name of the attention that runs a layout: ours for rows, transformers' own for the rectangle."""
+    if layout != "padded":
+        attention.register()
+        return attention.NAME
+    # SDPA has no softcap.
+    return "eager" if getattr(architecture, "attn_logit_softcapping", None) else "sdpa"
+
+
+def load_classifier(
+    name: str, architecture: PretrainedConfig, chosen_attention: str, *, fresh_head: bool
+) -> PreTrainedModel:
+    """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing."""
+    try:
+        with _quiet():
+            classifier, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=architecture,
+                dtype=torch.float32,
+                attn_implementation=chosen_attention,
+                use_safetensors=True,  # no pickle is ever read from a model folder
+                output_loading_info=True,
+            )
+    except Exception as error:  # whatever a library says of tensors and values that it does not expect
+        raise ValueError(f"--model.name {name}: the weights could not be loaded ({brief(error)})") from error
+    if missing := sorted(set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())):
+        raise ValueError(
+            f"--model.name {name}: the checkpoint is not whole, {len(missing)} tensors are missing: {missing[0]}"
+        )
+    return classifier
+
+
+def saved_labels(architecture: PretrainedConfig, name: str) -> int | None:
+    """Labels of the head that a checkpoint brings; None where it is a causal LM, whose head must be drawn."""
+    kinds = architecture.architectures or [""]
+    if not isinstance(kinds, list) or not isinstance(kinds[0], str):
+        raise ValueError(f"--model.name {name}: its config.json gives {kinds!a} as architectures, need a class name")
+    if kinds[0].endswith("ForCausalLM"):
+        return None
+    if not kinds[0].endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"--model.name {name}: it is saved as {kinds[0] or 'an unnamed class'}; "
+            "give a causal LM, a sequence classifier or a folder that rmkit wrote"
+        )
+    labels = _labels_in_weights(Path(name)) or architecture.num_labels
+    if labels not in (1, 2):
+        raise ValueError(
+            f"--model.name {name}: its head has {labels} labels; a reward model has 1, or 2 as HALOs saves them"
+        )
+    return labels
+
+
+def _shards(folder: Path) -> dict[str, str] | None:
+    """File of each tensor, as the index of a folder has it; None where there is no index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return None
+    try:
+        shards = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"--model.name {folder}: {index.name} cannot be read ({brief(error)})") from error
+    for file in shards.values():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\\0"):
+            raise ValueError(f"--model.name {folder}: {index.name} names {file!a}, need a .safetensors beside it")
+    return shards
+
+
+def _labels_in_weights(folder: Path) -> int | None:
+    """Rows of score.weight in a local folder: num_labels is not serialised, and other exports leave id2label out."""
+    shards = _shards(folder)
+    file = folder / ("model.safetensors" if shards is None else shards.get("score.weight", "absent"))
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as tensors:
+            held = "score.weight" in tensors.keys()  # noqa: SIM118 (not a dict)
+            return tensors.get_slice("score.weight").get_shape()[0] if held else None
+    except SafetensorError as error:
+        raise ValueError(f"--model.name {folder}: {file.name} is damaged or cut short ({error})") from error
+
+
+def _draw_head(classifier: PreTrainedModel, seed: int) -> None:
+    """Normal(0, initializer_range), as transformers, TRL and HALOs draw it, but from the seed alone."""
+    weight = classifier.score.weight
+    spread = getattr(classifier.config, "initializer_range", 0.02)
+    drawn = torch.empty(weight.shape).normal_(0.0, spread, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        weight.copy_(drawn)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of missing and unused weights: we check it ourselves and say what matters."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

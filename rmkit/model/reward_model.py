@@ -1,0 +1,130 @@
+"""The reward model: an ordinary Hugging Face sequence classifier, run on packed batches.
+
+One module whose `forward` takes a batch through backbone, end-token gather and float32 score to the loss: sharding
+engines hook the root's forward, so nothing may call the parts from outside. The classifier inside keeps its own class
+and parameter names, so what is saved is what transformers reads.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from rmkit.batch.trie import PackedBatch
+from rmkit_kernels import Kernels, gather_end_tokens, score_bt_loss
+
+
+class RewardModel(nn.Module):
+    """Scores sequences and compares them. `classifier` is transformers' XForSequenceClassification.
+
+    What comes behind the keys and values of the last layer acts on each token alone, so it runs on the S end tokens
+    instead of all T: their attention, output projection, MLP and norms. Hooks gather the rows. A rectangle (padded)
+    keeps the whole last layer and gathers before the final norm. No class of transformers is edited, and every
+    parameter keeps its name.
+    """
+
+    def __init__(self, classifier: PreTrainedModel, *, bf16: bool = False, kernels: Kernels = "auto") -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.bf16 = bf16
+        self.kernels = kernels
+        self._batch: PackedBatch | None = None
+        """What our forward runs; None in transformers' own forward, which scores every token: the hooks sleep then"""
+        self._last_input: Tensor | None = None
+        last = self.backbone.layers[-1]
+        last.register_forward_pre_hook(self._residual_of_ends, with_kwargs=True)
+        last.input_layernorm.register_forward_pre_hook(self._every_row)
+        last.self_attn.o_proj.register_forward_pre_hook(self._ends_of_row)
+        self.backbone.norm.register_forward_pre_hook(self._ends_of_rectangle)
+        for layer in self.backbone.layers:
+            for part in (layer.self_attn, layer.mlp):
+                part.register_forward_pre_hook(_cast_once, with_kwargs=True)
+
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self.classifier, self.classifier.base_model_prefix)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.classifier.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.classifier.device
+
+    def forward(
+        self, batch: PackedBatch, center: float = 0.0, normalizer: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run S sequences and compare N pairs of them.
+
+        Returns the loss (float32 scalar: the sum over the N pairs divided by `normalizer`), the scores (float32 [S])
+        and their statistics (float32 [5]: sums of chosen score, rejected score, margin, correct, undivided loss).
+        """
+        extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
+        self._batch = batch
+        try:
+            with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+                ends = self.backbone(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    position_ids=batch.position_ids,
+                    use_cache=False,
+                    **extra,
+                ).last_hidden_state
+        finally:
+            self._batch = self._last_input = None
+        return score_bt_loss(
+            ends[0],
+            self.classifier.score.weight,
+            batch.chosen,
+            batch.rejected,
+            batch.margin,
+            batch.target,
+            batch.weight,
+            center,
+            normalizer,
+            kernels=self.kernels,
+        )
+
+    def _gather(self, rows: Tensor, batch: PackedBatch) -> Tensor:
+        """[1, S, H] end tokens of [1, T, H] rows or of a [S, Lmax, H] rectangle."""
+        return gather_end_tokens(rows.flatten(0, 1), batch.end_index, kernels=self.kernels)[None]
+
+    def _residual_of_ends(self, layer: nn.Module, inputs: tuple[Tensor], extra: dict) -> tuple[tuple, dict] | None:
+        """Before the last layer: the end tokens as its residual stream, and word to its attention."""
+        if self._batch is None or self._batch.ends is None:
+            return None
+        self._last_input = inputs[0]
+        return (self._gather(inputs[0], self._batch),), {**extra, "ends": self._batch.ends}
+
+    def _every_row(self, norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Before the norm in front of its attention: all tokens, whose keys and values the end tokens see."""
+        return None if self._last_input is None else (self._last_input,)
+
+    def _ends_of_row(self, projection: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Before its output projection: the end tokens, for which alone attention was computed."""
+        if self._batch is None or self._batch.ends is None:
+            return None
+        return (self._gather(inputs[0], self._batch),)
+
+    def _ends_of_rectangle(self, norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Before the final norm."""
+        if self._batch is None or self._batch.ends is not None:
+            return None
+        return (self._gather(inputs[0], self._batch),)
+
+
+def _cast_once(part: nn.Module, inputs: tuple, extra: dict) -> tuple[tuple, dict] | None:
+    """Before attention and MLP, in scoring under autocast: their input in bf16, which each of their projections would
+    make for itself. Not in training, where the gradients of these copies would then be added up in bf16."""
+    device = (inputs[0] if inputs else extra["hidden_states"]).device.type
+    if torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    if inputs:
+        return (inputs[0].to(dtype), *inputs[1:]), extra
+    return inputs, {**extra, "hidden_states": extra["hidden_states"].to(dtype)}
+
+
+def score_index(config: PretrainedConfig) -> int:
+    """Which logit is the reward: the only one, or index 1 of two (HALOs)."""
+    return config.num_labels - 1

@@ -1,0 +1,84 @@
+"""The run folder CACHE_DIR/EXP_NAME: what it holds, and what --resume and --overwrite do with it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rmkit.config import TrainConfig, to_dict
+from rmkit.distributed.collectives import first
+from rmkit.errors import AgreedError
+from rmkit.storage import checkpoint
+from rmkit.storage.checkpoint import Progress
+
+RESULTS = ("FINAL", "checkpoints", "metrics.jsonl")
+
+SAME = {
+    "": ("seed",),
+    "model": ("name", "head"),
+    "data": ("train", "max_length", "overlong", "shuffle"),
+    "batch": ("pairs", "group"),
+    "optim": ("decay_all",),
+}
+"""Flags that decide the order of the data, the shape of the model or the order of the optimizer's state: a resumed run
+keeps them."""
+
+
+def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
+    """The checkpoint to go on from, if any, and where it stands; rank 0 decides for all.
+
+    Raises AgreedError where the folder holds results and neither --resume nor --overwrite says what to do with them.
+    """
+    try:
+        if not first(lambda: _holds_results(config, say)):
+            return None, Progress()
+        found = checkpoint.newest_whole(config.folder, say)
+        if found is None:
+            say(f"{config.folder} holds no whole checkpoint: training starts from the first step")
+            return None, Progress()
+        weights, state = found
+        check_same(config, state["config"])
+    except (ValueError, OSError) as error:
+        raise AgreedError(str(error)) from error
+    return weights, Progress(**state["progress"])
+
+
+def _holds_results(config: TrainConfig, say: Callable[[str], None]) -> bool:
+    """Whether there may be something to go on from; what --overwrite deletes is gone then."""
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written shows before hours of work
+    held = [name for name in RESULTS if (folder / name).exists()]
+    if config.overwrite:
+        _delete(folder, held, say)
+        return False
+    if held and not config.resume:
+        raise ValueError(
+            f"{folder} holds {', '.join(held)} of an earlier run: give --resume to go on with it, --overwrite to "
+            "delete it, or another --exp-name"
+        )
+    return bool(held)
+
+
+def _delete(folder: Path, held: list[str], say: Callable[[str], None]) -> None:
+    for name in (*held, "config.json", "env.json"):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if held:
+        say(f"deleted {', '.join(held)} of an earlier run in {folder}")
+
+
+def check_same(config: TrainConfig, saved: dict) -> None:
+    """ValueError where a flag of `SAME` differs from the run that is resumed."""
+    now = json.loads(json.dumps(to_dict(config)))
+    for part, keys in SAME.items():
+        old, new = (saved.get(part, {}), now[part]) if part else (saved, now)
+        for key in keys:
+            if old.get(key) != new[key]:
+                flag = (f"--{part}.{key}" if part else f"--{key}").replace("_", "-")
+                raise ValueError(
+                    f"{flag} {new[key]}: the run in {config.folder} was started with {old.get(key)}; give that, or "
+                    "start another --exp-name"
+                )

@@ -1,0 +1,99 @@
+"""The state of training besides the weights: Adam's, and the random generators of every rank.
+
+torch.distributed.checkpoint writes and reads it, in its safetensors form (its own form is a pickle): each rank writes
+its shards, with their place in the whole tensor beside them, and any number of ranks reads them, sharded or not.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from rmkit.distributed.collectives import rank, ranks
+from rmkit.errors import brief
+from rmkit.model.reward_model import RewardModel
+
+# Said where a process saves or loads alone, as it is told to. Not within a block: threads share filters.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+RANDOM = ("cpu", "cuda")
+
+
+def copied(model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """A copy on the CPU: `optimizer.PARAMETER.KEY`, sharded as the parameter is, and `random.RANK.DEVICE`, uint8."""
+    state = {
+        f"optimizer.{name}.{key}": value.detach().to("cpu", copy=True)
+        for name, parameter in model.classifier.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    state[f"random.{rank()}.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        state[f"random.{rank()}.cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def write(
+    state: dict[str, Tensor], folder: Path, file_of: dict[str, str], group: dist.ProcessGroup | None = None
+) -> list[Path]:
+    """Write this rank's part of what `copied` gave; the files. All ranks of `group` take part.
+
+    Parameters that share a file in `file_of` do so here: a file is made in memory before it is written.
+    """
+    number = {file: i for i, file in enumerate(sorted(set(file_of.values())), start=1)}
+    mapping = {name: number.get(file_of.get(name.partition(".")[2].rpartition(".")[0], ""), 1) for name in state}
+    mapping |= {f"random.{r}.{device}": 1 for r in range(ranks()) for device in RANDOM}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=mapping, save_distributed=True)
+    try:
+        dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
+    except dcp.api.CheckpointException as failed:  # not an Exception
+        raise next(iter(failed.failures.values()))[0] from None
+    return sorted(folder.glob(f"shard-{rank() + 1:05d}-*"))
+
+
+def load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer and the random generators the state that was written to `folder`.
+
+    Each rank reads what it needs of all files. A rank for which no rank of its number wrote keeps its generators.
+    Raises ValueError where a parameter has no state, or where the files cannot be read.
+    """
+    try:
+        _load(folder, model, optimizer)
+    except (ValueError, OSError):
+        raise
+    except (Exception, dcp.api.CheckpointException) as error:  # tensors of another shape, a header that is none
+        raise ValueError(f"{folder}: the state of training cannot be read ({brief(error)})") from error
+
+
+def _load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    held = reader.read_metadata().state_dict_metadata
+    parameters = dict(model.classifier.named_parameters())
+    state = {}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, found in held.items():
+        kind, _, rest = name.partition(".")
+        owner, _, key = rest.rpartition(".")
+        dtype = found.properties.dtype
+        if kind == "optimizer":
+            if owner not in parameters:
+                raise ValueError(f"{folder}: it holds optimizer state of {owner}, which the model does not have")
+            like = parameters[owner].detach()
+            alike = found.size == like.shape  # the moments; the count of steps is one number
+            state[name] = torch.zeros_like(like, dtype=dtype) if alike else torch.zeros(found.size, dtype=dtype)
+            by_parameter.setdefault(owner, {})[key] = state[name]
+        elif owner == str(rank()):
+            state[name] = torch.zeros(found.size, dtype=dtype)
+    if by_parameter and (absent := parameters.keys() - by_parameter.keys()):
+        raise ValueError(f"{folder}: it holds no optimizer state of {min(absent)}")
+    dcp.load(state, storage_reader=reader, no_dist=True)  # each rank by itself: there is nothing to agree on
+    if (name := f"random.{rank()}.cpu") in state:
+        torch.set_rng_state(state[name])
+    if (name := f"random.{rank()}.cuda") in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[name])
+    name_of = {parameter: name for name, parameter in parameters.items()}
+    ordered = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    numbered = {i: by_parameter[name] for i, name in enumerate(ordered) if name in by_parameter}
+    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})

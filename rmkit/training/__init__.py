@@ -1,0 +1,1 @@
+"""What python -m rmkit.train is made of."""

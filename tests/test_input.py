@@ -1,0 +1,86 @@
+"""Every way in: a file itself, gzip, standard input, Parquet, a folder, a named set, and what is none of them."""
+
+import gzip
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+
+from rmkit.data.json_rows import rows
+from rmkit.labelling.input import identity, plain_file
+
+ROWS = [{"prompt": "q", "output": "\u00fc"}, {"prompt": "p", "output": "b"}]
+RAW = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def read(given, folder, said=None):
+    with plain_file(str(given), folder, (said or []).append).open("rb") as file:
+        return [row.value for row in rows(file, "x")]
+
+
+@pytest.fixture
+def spool(tmp_path):
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    return folder
+
+
+def test_a_plain_file_is_not_copied(tmp_path, spool):
+    file = tmp_path / "s.jsonl"
+    file.write_bytes(RAW)
+    assert plain_file(str(file), spool, print) == file
+    assert not list(spool.iterdir())
+
+
+@pytest.mark.parametrize("name", ["s.jsonl.gz", "s.jsonl"])
+def test_gzip_by_content(tmp_path, spool, name):
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(RAW))
+    assert read(file, spool) == ROWS
+    assert [part.name for part in spool.iterdir()] == ["input"]
+
+
+@pytest.mark.parametrize("raw", [RAW, gzip.compress(RAW), json.dumps(ROWS).encode()])
+def test_standard_input(spool, monkeypatch, raw):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(raw))))
+    assert read("-", spool) == ROWS
+
+
+def test_parquet(tmp_path, spool):
+    Dataset.from_list(ROWS).to_parquet(str(tmp_path / "s.parquet"))
+    assert read(tmp_path / "s.parquet", spool) == ROWS
+
+
+def test_a_folder_and_a_named_set_are_read_as_rmkit_train_reads_them(tmp_path, spool):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
+    (row,) = read(folder, spool)
+    assert [row[side][0]["content"] for side in ("prompt", "chosen", "rejected")] == ["q", "a", "b"]
+    assert len(read("demo:test", spool)) == 900
+
+
+@pytest.mark.parametrize("cut", [5, 20, 40])
+def test_a_cut_gzip_file_is_named(tmp_path, spool, cut):
+    file = tmp_path / "s.json.gz"
+    file.write_bytes(gzip.compress(RAW)[:cut])
+    with pytest.raises(ValueError, match=r"s\.json\.gz: broken or cut gzip file"):
+        plain_file(str(file), spool, print)
+    assert not (spool / "input").exists()
+
+
+def test_nothing_by_that_name(spool):
+    with pytest.raises(ValueError, match=r"^SAMPLES nowhere\.json: no such file"):
+        plain_file("nowhere.json", spool, print)
+
+
+def test_identity_changes_with_the_file(tmp_path):
+    file = tmp_path / "s.jsonl"
+    file.write_bytes(RAW)
+    before = identity(str(file))
+    file.write_bytes(RAW + b"\n")
+    assert identity(str(file)) != before
+    assert identity("demo") == ["demo"]

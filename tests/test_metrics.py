@@ -1,0 +1,188 @@
+import io
+import json
+import subprocess
+
+import pytest
+import torch
+from rich.console import Console
+
+from rmkit import runtime, terminal
+from rmkit.runtime import commit, environment
+from rmkit.terminal import Display, closing, evaluated, refuse
+from rmkit.training.metrics import Metrics, describe
+
+STEP = {
+    "loss/train": 0.51234,
+    "rewards_train/accuracies": 0.75,
+    "examples_per_second": 12.34,
+    "tokens_per_second": 5678.9,
+    "tokens/flat": 200,
+    "tokens/computed": 50,
+}
+
+
+def plain():
+    out = io.StringIO()
+    return Console(file=out, width=60, force_terminal=False, color_system=None), out
+
+
+def test_metrics_are_on_the_disk_when_write_returns(tmp_path):
+    metrics = Metrics(tmp_path / "run")
+    metrics.write({"loss/train": 0.5})
+    first = metrics.bytes
+    metrics.write({"loss/train": 0.25})
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"loss/train": 0.5}, {"loss/train": 0.25}]
+    assert (first, metrics.bytes) == (len(lines[0]) + 1, len(lines[0]) + len(lines[1]) + 2)
+    metrics.close()
+
+
+def test_metrics_are_cut_back_to_where_the_checkpoint_stood(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.write({"step": 1})
+    kept = metrics.bytes
+    metrics.write({"step": 2})
+    metrics.close()
+    again = Metrics(tmp_path, kept)
+    assert again.bytes == kept
+    again.write({"step": "2 again"})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": "2 again"}\n'
+    again.close()
+    Metrics(tmp_path, 10**6).close()
+    assert (tmp_path / "metrics.jsonl").stat().st_size > kept  # a shorter file is not filled up with zeros
+    assert "\0" not in (tmp_path / "metrics.jsonl").read_text()
+    Metrics(tmp_path).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_metrics_of_other_ranks_write_nothing():
+    metrics = Metrics(None)
+    metrics.write({"step": 1})
+    assert metrics.bytes == 0
+    metrics.close()
+
+
+def test_refuse_shows_the_sentence_as_it_is():
+    """A path or a template in square brackets is no markup."""
+    console, out = plain()
+    refuse(ValueError("a.jsonl:3: [bold]need[/] [/nothing] a b"), console)
+    assert "a.jsonl:3: [bold]need[/] [/nothing] a b" in out.getvalue()
+    assert "rmkit" in out.getvalue().splitlines()[0]
+
+
+def test_refuse_writes_to_standard_error(capsys):
+    refuse("no such file")
+    captured = capsys.readouterr()
+    assert "no such file" in captured.err
+    assert captured.out == ""
+
+
+def test_describe_writes_config_and_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py", "--seed", "3"])
+    describe(None, {}, torch.device("cpu"), 1)
+    describe(tmp_path, {"seed": 3}, torch.device("cpu"), 2)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 3}
+    found = json.loads((tmp_path / "env.json").read_text())
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["ranks"] == 2
+    assert found["threads"] == torch.get_num_threads()
+    assert found["command"] == ["train.py", "--seed", "3"]  # without the folders of this machine
+    assert found["device"]
+    assert found["commit"] == commit()
+
+
+def test_environment_of_a_package_that_is_not_installed(monkeypatch):
+    def missing(package):
+        raise runtime.PackageNotFoundError
+
+    monkeypatch.setattr(runtime, "version", missing)
+    assert set(environment(torch.device("cpu"), 1)["versions"].values()) == {None}
+
+
+def test_commit_is_that_of_the_checkout_the_code_runs_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "rmkit/runtime.py"))
+    assert commit() is None
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True)
+
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "--no-verify", "-m", "one")
+    head = git("rev-parse", "HEAD").stdout[:12]
+    assert commit() == head
+    (tmp_path / "file").write_text("2")
+    assert commit() == f"{head}-dirty"
+
+    def no_git(*arguments, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert commit() is None
+
+
+def test_display_says_a_line_now_and_then_and_the_last_one_always(monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 11.0, 20.0, 20.0, 21.0, 21.0])
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
+    console, out = plain()
+    display = Display(console, 12, 2, True)
+    display.step(3, STEP)
+    display.step(4, STEP)  # a second later: nothing
+    display.step(6, STEP)
+    display.step(12, STEP)
+    display.close()
+    text = "loss 0.5123  acc 0.750  12.3 pairs/s  5,679 tokens/s  75% saved"
+    assert out.getvalue().splitlines() == [
+        f"step 3/12  {text}  1:30 left",
+        f"step 6/12  {text}  0:30 left",
+        f"step 12/12  {text}  0:00 left",
+    ]
+
+
+def test_display_of_other_ranks_is_silent():
+    console, out = plain()
+    display = Display(console, 1, 0, False)
+    display.step(1, STEP)
+    display.say("x")
+    display.close()
+    assert out.getvalue() == ""
+
+
+def test_display_on_a_terminal_is_a_bar_that_ends():
+    out = io.StringIO()
+    display = Display(Console(file=out, width=150, force_terminal=True), 2, 0, True)
+    display.step(2, STEP)
+    display.say("kept [as] it is")
+    display.close()
+    assert "100%" in out.getvalue()
+    assert "75% saved" in out.getvalue()
+    assert "kept [as] it is" in out.getvalue()
+
+
+def test_evaluated():
+    measured = {"loss/eval": 0.25, "rewards_eval/accuracies": 0.875, "rewards_eval/margins": 1.5}
+    line = evaluated({"counters/updates": 7, **measured, "pairs": 9, "seconds": 1.25})
+    assert line == "step 7: held-out accuracy 0.8750, loss 0.2500, margin 1.500 (9 pairs, 1.2 s)"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_closing_shows_every_row(terminal):
+    out, said = io.StringIO(), []
+    closing(Console(file=out, force_terminal=terminal), [("steps", "10"), ("model", "runs/x/FINAL")], said.append)
+    shown = out.getvalue() if terminal else "\n".join(said)
+    for text in ("steps", "10", "model", "runs/x/FINAL"):
+        assert text in shown
+    assert bool(said) != terminal
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00")])
+def test_clock(seconds, shown):
+    assert terminal.clock(seconds) == shown
+
+
+def test_refuse_shows_what_would_move_the_cursor_as_its_escape():
+    console, out = plain()
+    refuse(ValueError("field \x1b[2J\ud800 :smile: is wrong"), console)
+    assert "field \\x1b[2J\\ud800 :smile: is wrong" in out.getvalue()
