@@ -122,7 +122,7 @@ def rmkit_path(
     def score(turns: list) -> np.ndarray:
         sequences = encode(scorer.tokenizer, [render(scorer.tokenizer, t) for t in turns])
         group = np.unique([t[0]["content"] for t in turns], return_inverse=True)[1]
-        return scorer.score([np.array(ids, np.int32) for ids in sequences], group)
+        return scorer.score_tokens([np.array(ids, np.int32) for ids in sequences], group)
 
     return score
 

@@ -4,48 +4,43 @@ import numpy as np
 import pytest
 import torch
 
-from rmkit.batch.build import attention_of, build, check_budget, microbatches, sides
-from rmkit.config import BatchConfig, LossConfig, TrainConfig
+from rmkit.batch.build import check_budget
+from rmkit.config import BatchConfig, LossConfig
 from support.oracle import gradients, reward_model, tiny_classifier
-from support.pairs_of import random_tokenised, tokenised
+from support.pairs_of import batches_of, random_tokenised, tokenised
 
 A, B, C, D = (np.array(tokens) for tokens in ([3, 4, 5], [3, 4, 6, 7], [8], [8, 9]))
 
 
-def config(layout="trie", max_tokens=16384, smoothing=0.0):
-    return TrainConfig(
-        batch=BatchConfig(layout=layout, max_tokens=max_tokens), loss=LossConfig(label_smoothing=smoothing)
-    )
-
-
-def test_sides_are_all_chosen_then_all_rejected():
-    pairs = tokenised([A, C], [B, D])
-    assert [s.tolist() for s in sides(pairs, [1, 0])] == [[8], [3, 4, 5], [8, 9], [3, 4, 6, 7]]
-
-
 def test_a_batch_holds_the_pairs_it_was_asked_for():
     pairs = tokenised([A, A, C], [B, C, D], margin=[1, 2, 3], weight=[4, 5, 6])
-    batch = build(pairs, np.array([2, 0]), config("padded"), pad_token_id=1)
+    batch = batches_of(pairs, "padded", pad_token_id=1).pack(np.array([2, 0]))
     assert batch.input_ids.tolist() == [[8, 1, 1, 1], [3, 4, 5, 1], [8, 9, 1, 1], [3, 4, 6, 7]]
     assert batch.chosen.tolist() == [0, 1]
     assert batch.rejected.tolist() == [2, 3]
-    assert batch.margin.tolist() == [3, 1]
-    assert batch.weight.tolist() == [6, 4]
-    assert build(pairs, np.array([2, 0]), config("packed"), 1).tokens == 10
-    assert build(pairs, np.array([2, 0]), config("trie"), 1).tokens == 7
+    assert batch.labels["margin"].tolist() == [3, 1]
+    assert batch.labels["weight"].tolist() == [6, 4]
+    assert batch.labels["margin"].dtype == torch.float32
+    assert batches_of(pairs, "packed").pack(np.array([2, 0])).tokens == 10
+    assert batches_of(pairs, "trie").pack(np.array([2, 0])).tokens == 7
 
 
-def test_smoothing_is_the_target_where_a_row_gives_none():
-    pairs = tokenised([A] * 4, [B] * 4, target=[np.nan, 0.5, 1.0, 0.0])
-    smoothed = build(pairs, np.arange(4), config(smoothing=0.2), 0).target
-    assert smoothed.tolist() == pytest.approx([0.8, 0.5, 1.0, 0.0])
-    assert build(pairs, np.arange(4), config(), 0).target.tolist() == [1.0, 0.5, 1.0, 0.0]
+@pytest.mark.parametrize("layout", ["trie", "packed", "padded"])
+def test_a_rated_response_alone_has_one_side(layout):
+    pairs = tokenised([A, A, C], [A, B, D])
+    pairs.labels["compared"][0] = 0.0
+    batch = batches_of(pairs, layout).pack(np.array([1, 0, 2]))
+    assert len(batch.end_index) == 5
+    assert batch.chosen.tolist() == [0, 1, 2]
+    assert batch.rejected.tolist() == [3, 1, 4]
+    ends = [batch.input_ids.flatten()[batch.end_index[i]].item() for i in batch.rejected]
+    assert ends == [7, 5, 9]
 
 
 def test_microbatches_are_positions_in_the_data_not_in_the_batch():
     pairs = random_tokenised(30)
     indices = np.array([29, 3, 17, 4, 5, 28])
-    found = microbatches(pairs, indices, config(max_tokens=100), 2, 0.01)
+    found = batches_of(pairs, max_tokens=100, ranks=2).split(indices)
     assert sorted(np.concatenate([part for of_rank in found for part in of_rank]).tolist()) == sorted(indices.tolist())
     together = [set(part.tolist()) for of_rank in found for part in of_rank]
     for prompt in ({3, 4, 5}, {28, 29}) if len(together) <= 6 else ():
@@ -54,10 +49,10 @@ def test_microbatches_are_positions_in_the_data_not_in_the_batch():
 
 @pytest.mark.parametrize("layout", ["trie", "packed", "padded"])
 def test_microbatches_keep_the_budget_of_their_layout(layout):
-    pairs, settings = random_tokenised(60), config(layout, max_tokens=130)
+    pairs = random_tokenised(60)
+    batches = batches_of(pairs, layout, 130)
     shortest_first = np.argsort([len(tokens) for tokens in pairs.chosen])
-    found = microbatches(pairs, shortest_first[30:], settings, 1, 0.01)[0]
-    sizes = [build(pairs, part, settings, 0).tokens for part in found]
+    sizes = [batch.tokens for batch, _ in batches.microbatches(shortest_first[30:])]
     assert max(sizes) <= 130
     assert sum(sizes) > 0.6 * 130 * len(sizes)
 
@@ -66,17 +61,17 @@ def test_attention_is_weighed_by_the_shape_of_the_model():
     """Per layer 2 heads of 8 components: 4 * 16 FLOPs a key, and 2 for each of its parameters; embeddings are free."""
     model = reward_model(tiny_classifier("llama", num_hidden_layers=3, head_dim=8, num_attention_heads=2), "trie")
     layer = sum(p.numel() for p in model.backbone.layers[0].parameters())
-    assert attention_of(model) == pytest.approx(4 * 16 / (2 * layer))
+    assert model.pair_cost == pytest.approx(4 * 16 / (2 * layer))
 
 
 def test_a_rank_without_pairs_builds_the_empty_batch():
     pairs = tokenised([A], [B])
-    (full,), (empty,) = microbatches(pairs, np.array([0]), config(), 2, 0.01)
-    if len(full) == 0:
-        full, empty = empty, full
-    assert (full.tolist(), empty.tolist()) == ([0], [])
-    assert build(pairs, empty, config(), 7).input_ids.tolist() == [[7]]
-    assert len(build(pairs, empty, config(), 7).chosen) == 0
+    of_ranks = [list(batches_of(pairs, rank=r, ranks=2, pad_token_id=7).microbatches(np.array([0]))) for r in (0, 1)]
+    (empty, last), (full, _) = sorted((one for (one,) in of_ranks), key=lambda one: len(one[0].chosen))
+    assert last
+    assert (len(empty.chosen), len(full.chosen)) == (0, 1)
+    assert empty.input_ids.tolist() == [[7]]
+    assert len(empty.labels["margin"]) == 0
 
 
 @pytest.mark.parametrize("layout", ["trie", "packed", "padded"])
@@ -85,21 +80,22 @@ def test_sums_over_ranks_and_microbatches_are_those_of_one_batch(ranks, max_toke
     pairs, indices = random_tokenised(24), np.arange(24)[::-1]
     model = reward_model(tiny_classifier("llama", num_hidden_layers=2).double(), layout)
 
-    def run(parts, settings):
+    batches = batches_of(pairs, layout, max_tokens, ranks=ranks)
+
+    def run(parts):
         model.zero_grad()
-        total = torch.zeros(5, dtype=torch.float64)
+        total = None
         for part in parts:
-            loss, _, stats = model(build(pairs, part, settings, 0), 0.01, float(len(indices)))
+            loss, _, sums = model(batches.pack(part), LossConfig(center=0.01, label_smoothing=0.1), float(len(indices)))
             loss.backward()
-            total += stats
+            total = sums if total is None else total + sums
         return total, gradients(model)
 
-    settings = config(layout, max_tokens, smoothing=0.1)
-    parts = [part for of_rank in microbatches(pairs, indices, settings, ranks, 0.01) for part in of_rank]
+    parts = [part for of_rank in batches.split(indices) for part in of_rank]
     assert len(parts) > 1
-    found, found_gradients = run(parts, settings)
-    wanted, wanted_gradients = run([indices], settings)
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    found, found_gradients = run(parts)
+    wanted, wanted_gradients = run([indices])
+    assert found.as_dict() == pytest.approx(wanted.as_dict(), rel=1e-6, abs=1e-6)
     largest = max(g.abs().max() for g in wanted_gradients.values())
     for name, gradient in found_gradients.items():
         assert (gradient - wanted_gradients[name]).abs().max() <= 1e-6 * largest, name
@@ -109,7 +105,7 @@ def test_sums_over_ranks_and_microbatches_are_those_of_one_batch(ranks, max_toke
 def test_a_pair_over_the_budget_is_found_in_any_block(monkeypatch, layout, largest):
     monkeypatch.setattr(sys.modules["rmkit.batch.build"], "BLOCK", 2)
     pairs = tokenised([C, C, C, A, C], [D, D, D, B, D])  # the fourth: 3 and 4 tokens, 2 of them shared
-    check_budget(pairs, config(layout, max_tokens=largest).batch)
+    check_budget(pairs, BatchConfig(layout=layout, max_tokens=largest))
     told = rf"^--batch.max-tokens {largest - 1}: 1 of 5 pairs .* {layout}, the largest {largest} .*{pairs.source[3]}"
     with pytest.raises(ValueError, match=told):
-        check_budget(pairs, config(layout, max_tokens=largest - 1).batch)
+        check_budget(pairs, BatchConfig(layout=layout, max_tokens=largest - 1))

@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from rmkit.data import cache
-from rmkit.data.cache import FEATURES, Source, build
+from rmkit.data.cache import Source, build, features
 
 ROWS = [
     {"prompt": "q", "chosen": "a", "rejected": "b", "split": "test"},
@@ -19,7 +19,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_the_report_is_no_preference():
     built, report = build(Source(shown="x", own_split="train"), Dataset.from_list(ROWS))
-    assert built.features == FEATURES
+    assert built.features == features()
     assert built["source"][:] == ["x:2"]
     dropped = {"other split": 1, "identical chosen and rejected": 1}
     assert report == {"form": "explicit prompt", "rows": 3, "dropped": dropped}
@@ -34,7 +34,7 @@ def test_what_is_built_is_a_slice_without_an_index():
 def test_nothing_left_is_an_empty_dataset():
     built, report = build(Source(shown="x"), Dataset.from_list(ROWS[1:2]))
     assert len(built) == 0
-    assert built.features == FEATURES
+    assert built.features == features()
     assert report["rows"] == 1
 
 

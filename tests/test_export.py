@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rmkit.batch.trie import pack
 from rmkit.data import demo
 from rmkit.data.tokenizer import encode, render
 from rmkit.errors import AgreedError
@@ -18,7 +17,7 @@ from rmkit.storage import export
 from rmkit.storage.checkpoint import Progress, newest_whole
 from rmkit.storage.export import score_texts, verify
 from rmkit.training.optim import adamw
-from support.oracle import FAMILIES, reward_model
+from support.oracle import FAMILIES, reward_model, rewards_of
 from support.saved import CONFIG, TEXTS, TOKENIZER, save, small, written
 
 transformers_logging.disable_progress_bar()
@@ -101,7 +100,8 @@ def test_the_saved_folder_is_an_ordinary_classifier(head, tmp_path):
     assert "score.bias" not in weights
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     contract = read(folder / "rmkit.json")
-    assert contract["score_index"] == head - 1
+    assert contract["head"]["labels"] == list(config["id2label"].values())
+    assert contract["head"]["reward"] == [0.0] * (head - 1) + [1.0]
     assert contract["max_length"] == 77
     assert contract["overlong"] == "keep-end"
     assert contract["chat_template"] == demo.TEMPLATE
@@ -240,5 +240,5 @@ def test_score_texts_in_float32_whatever_the_training_precision(tmp_path):
     assert model.bf16
     sequences = [np.array(ids) for ids in encode(TOKENIZER, TEXTS)]
     with torch.no_grad():
-        assert model(pack(sequences))[1].tolist() != wanted
+        assert rewards_of(model, sequences).tolist() != wanted
     assert len(wanted) == len(TEXTS)

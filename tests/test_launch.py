@@ -55,16 +55,16 @@ def test_a_killed_rank_is_named_by_the_other(world, tmp_path, dead):
 
 def dies_of_a_bug(arguments: list[str]) -> int:
     """Rank 0 finds a fault of ours in its second batch."""
-    from rmkit import train
+    from rmkit.batch.build import Batches
 
-    build, done = train.build, []
+    pack, done = Batches.pack, []
 
     def fails(*given):
         done.append(1)
         assert os.environ["RANK"] == "1" or len(done) < 2, "a fault of ours"
-        return build(*given)
+        return pack(*given)
 
-    train.build = fails
+    Batches.pack = fails
     return main(arguments)
 
 

@@ -16,7 +16,7 @@ from rmkit.batch.pairs import TokenColumn, tokenise
 from rmkit.batch.trie import trie_tokens
 from rmkit.config import DataConfig
 from rmkit.data import demo, tokenizer
-from rmkit.data.cache import FEATURES
+from rmkit.data.cache import features
 from rmkit.data.tokenizer import DEFAULT_TEMPLATE, encode, load_tokenizer, prepare, render
 
 TURNS = [
@@ -31,6 +31,8 @@ TURNS = [
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 def words(extra=(), template=None, **special):
@@ -145,13 +147,14 @@ def test_load_tokenizer_prepares_what_it_finds(tmp_path):
 
 def pair(prompt, chosen, rejected, **more):
     """A preference in the normalised form; its source is what the messages name."""
-    values = {"margin": 0.0, "weight": 1.0, "target": None, "subset": "", "id": "", "source": "file:1", **more}
+    values = {"margin": 0.0, "weight": 1.0, "target": None, "subset": "", "id": "", "source": "file:1"}
+    values |= {"ratings": "", "compared": 1.0, **more}
     sides = {k: [{"role": "assistant", "content": v}] for k, v in (("chosen", chosen), ("rejected", rejected))}
     return {"prompt": [{"role": "user", "content": prompt}], **sides, **values}
 
 
 def table(*rows):
-    return Dataset.from_list(list(rows), features=FEATURES)
+    return Dataset.from_list(list(rows), features=features())
 
 
 def tokenised(rows, max_length=64, tokenizer=None, **data):
@@ -177,10 +180,10 @@ def test_both_sides_are_the_rendered_conversations_and_end_in_the_end_token():
             assert column.lengths[i] == len(wanted)
             assert wanted[-1] == tokenizer.eos_token_id
             assert wanted.count(tokenizer.eos_token_id) == wanted.count(tokenizer.bos_token_id) == 1
-    assert found.margin.tolist() == [0.5, 0.0]
-    assert found.weight.tolist() == [2.0, 1.0]
-    assert found.target[0] == 0.5
-    assert np.isnan(found.target[1])
+    assert found.labels["margin"].tolist() == [0.5, 0.0]
+    assert found.labels["weight"].tolist() == [2.0, 1.0]
+    assert found.labels["target"][0] == 0.5
+    assert np.isnan(found.labels["target"][1])
     assert list(found.source) == ["x:3", "file:1"]
 
 
@@ -207,7 +210,7 @@ def test_overlong_is_dropped_and_counted():
     rows = [pair("a", LONG, SHORT), pair("a", SHORT, LONG), pair("a", SHORT, "f", margin=7.0, source="x:9")]
     found, said = tokenised(table(*rows), 7)
     assert len(found) == 1
-    assert found.margin.tolist() == [7.0]
+    assert found.labels["margin"].tolist() == [7.0]
     assert list(found.source) == ["x:9"]
     assert found.rejected[0].tolist() != found.chosen[0].tolist()
     assert found.chosen.lengths.tolist() == [6]
@@ -266,7 +269,7 @@ def test_nothing_left_is_refused():
     with pytest.raises(ValueError, match="no pair is left of 1"):
         tokenised(table(pair("a", LONG, SHORT)), 3)
     with pytest.raises(ValueError, match="no pair is left of 0"):
-        tokenised(Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES))
+        tokenised(Dataset.from_dict({name: [] for name in features()}, features=features()))
 
 
 def test_a_template_that_refuses_names_the_source():
@@ -277,7 +280,9 @@ def test_a_template_that_refuses_names_the_source():
 
 
 def test_the_second_call_reads_the_cache_and_every_setting_has_its_own(monkeypatch, tmp_path):
-    Dataset.from_list([pair("a", "b", "c"), pair("a", LONG, SHORT)], features=FEATURES).save_to_disk(tmp_path / "rows")
+    Dataset.from_list([pair("a", "b", "c"), pair("a", LONG, SHORT)], features=features()).save_to_disk(
+        tmp_path / "rows"
+    )
     rows = datasets.load_from_disk(tmp_path / "rows")
     rendered, real = [], tokenizer.render
 
@@ -290,7 +295,8 @@ def test_the_second_call_reads_the_cache_and_every_setting_has_its_own(monkeypat
         found, said = tokenised(rows, max_length, prepared(words(template=template, pad_token="<pad>"))[0], **data)
         return sum(rendered), [s.tolist() for s in found.chosen], said
 
-    monkeypatch.setattr(batch_pairs, "render", counted)
+    for module in (batch_pairs, tokenizer):
+        monkeypatch.setattr(module, "render", counted)
     probe = 1  # of prepare
     first = renders(7)
     assert first[0] == probe + 4

@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.model.pretrained import build_model, check_family, check_length, implementation, load_config
-from rmkit.model.reward_model import score_index
 from support.oracle import (
     FAMILIES,
     TINY,
@@ -53,7 +52,7 @@ def test_a_causal_lm_gets_a_head_drawn_from_the_seed(head, labels, tmp_path):
     weight = model.classifier.score.weight
     assert weight.shape == (labels, 32)
     assert weight.requires_grad
-    assert score_index(model.config) == labels - 1
+    assert model.head.row == labels - 1
     assert model.config.num_labels == labels
     assert model.config.pad_token_id == 5
     torch.rand(7)  # the state of the generator does not matter

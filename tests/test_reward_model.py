@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from rmkit.batch.trie import pack
+from rmkit.config import LossConfig
 from support.oracle import (
     FAMILIES,
     gradients,
     random_pairs,
     reference_loss,
     reward_model,
+    rewards_of,
     run,
     scores_one_by_one,
     tiny_classifier,
@@ -100,7 +102,7 @@ def test_scores_without_gradients_are_the_truth(family, layout):
     classifier, scores, _, _ = truth(family, sequences, pairs)
     model = reward_model(classifier.float(), layout)
     with torch.no_grad():
-        found = model(pack(sequences, layout=layout))[1]
+        found = rewards_of(model, sequences, layout)
     assert relative(found.double(), scores) < 1e-5
 
 
@@ -112,7 +114,7 @@ def test_bf16_scores_without_gradients_no_worse_than_twice_plain_bf16(family):
     for layout in ("padded", "trie"):
         model = reward_model(classifier.float(), layout, bf16=True)
         with torch.no_grad():
-            found = model(pack(sequences, layout=layout))[1]
+            found = rewards_of(model, sequences, layout)
         errors.append((found - scores).square().mean().sqrt().item())
     assert errors[1] <= 2 * errors[0]
 
@@ -132,7 +134,7 @@ def test_the_last_layer_runs_on_end_tokens_only(family, layout):
 def test_a_batch_without_sequences_reaches_every_parameter():
     """What a rank runs that has nothing left: DDP waits for the gradient of each parameter."""
     model = reward_model(tiny_classifier("llama"), "trie")
-    loss, scores, _ = model(pack([]))
+    loss, scores, _ = model(pack([]), LossConfig())
     loss.backward()
     assert scores.shape == (0,)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

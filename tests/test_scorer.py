@@ -29,7 +29,7 @@ def test_a_conversation_longer_than_the_default_budget_runs_alone(folder, monkey
     given = sequences([5, 50, 7, 19])
     seen = []
     loaded.model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].tokens))
-    found = loaded.score(given, np.arange(4))
+    found = loaded.score_tokens(given, np.arange(4))
     assert max(seen) == 50
     plain = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_a_budget_that_is_given_bounds_the_length(folder):
 
 def test_nothing_to_score(folder):
     loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
-    assert loaded.score([], np.empty(0, np.int64)).shape == (0,)
+    assert loaded.score_tokens([], np.empty(0, np.int64)).shape == (0,)
 
 
 def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypatch):
@@ -53,7 +53,7 @@ def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypat
     rounded = load_scorer(str(folder), device=CPU, precision="bf16", say=lambda text: None)
     monkeypatch.setattr(scorer, "_round_projections", lambda model: None)
     each_time = load_scorer(str(folder), device=CPU, precision="bf16", say=lambda text: None)
-    assert rounded.score(given, group).tobytes() == each_time.score(given, group).tobytes()
+    assert rounded.score_tokens(given, group).tobytes() == each_time.score_tokens(given, group).tobytes()
     dtypes = {name: weight.dtype for name, weight in rounded.model.named_parameters()}
     for name, dtype in dtypes.items():
         assert dtype == (torch.bfloat16 if name.endswith("_proj.weight") else torch.float32), name
@@ -71,5 +71,5 @@ def test_a_full_pass_grows_to_the_largest_group_and_no_further(folder, monkeypat
     seen = []
     loaded.model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].tokens))
     others = [62 - s for s in sequences([13, 20])]  # their beginnings differ from the prompt's
-    loaded.score([*pair, others[0], others[1][::-1]], np.array([0, 0, 1, 2]))
+    loaded.score_tokens([*pair, others[0], others[1][::-1]], np.array([0, 0, 1, 2]))
     assert sorted(seen, reverse=True) == passes

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from campaigns.invariance import LIMITS, compared
 from rmkit.batch.trie import pack
-from rmkit.config import ParallelConfig
+from rmkit.config import LossConfig, ParallelConfig
 from rmkit.distributed.launch import start
 from rmkit.distributed.sharding import distribute, gathered, strategy_on
 from rmkit.train import main
@@ -112,7 +112,7 @@ def batch_of(rank: int):
 
 
 def gradients(model, rank: int) -> None:
-    model(batch_of(rank))[0].backward()
+    model(batch_of(rank), LossConfig()).loss.backward()
 
 
 def reduced_gradients(file: Path) -> None:

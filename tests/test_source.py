@@ -8,7 +8,7 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cache import FEATURES
+from rmkit.data.cache import features
 from rmkit.data.source import load, overlap
 
 BAD = {"role": "assistant", "content": "bad"}
@@ -60,7 +60,7 @@ def test_columns_and_sources_in_order():
     a = write("a.jsonl", row(1, margin=2, target=0.5, id=7), row(2))
     Path("b.json").write_text(json.dumps([row(3)]))
     found, said = read("b.json", a)
-    assert found.features == FEATURES
+    assert found.features == features()
     assert found["source"][:] == ["b.json:0", "a.jsonl:1", "a.jsonl:2"]
     assert found[1] == {
         "prompt": [{"role": "user", "content": "q1"}],
@@ -69,6 +69,8 @@ def test_columns_and_sources_in_order():
         "margin": 2.0,
         "weight": 1.0,
         "target": 0.5,
+        "ratings": "",
+        "compared": 1.0,
         "subset": "",
         "id": "7",
         "source": "a.jsonl:1",
@@ -340,7 +342,8 @@ def test_the_embedded_set(monkeypatch):
     def preferences(split):
         for content in (split, " "):
             sides = {"prompt": [], "chosen": [{"role": "assistant", "content": content}], "rejected": [BAD]}
-            yield {**sides, "margin": 0.0, "weight": 1.0, "target": None, "subset": "", "id": ""}
+            labels = {"margin": 0.0, "weight": 1.0, "target": None, "ratings": "", "compared": 1.0}
+            yield {**sides, **labels, "subset": "", "id": ""}
 
     demo = types.ModuleType("rmkit.data.demo")
     demo.preferences = preferences

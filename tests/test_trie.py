@@ -6,7 +6,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rmkit.batch.labels import PairLabels
 from rmkit.batch.trie import common_prefix, pack, trie_tokens
+from rmkit.config import LossConfig
 from support.oracle import gradients, reward_model, scores_one_by_one, tiny_classifier
 
 LAYOUTS = ("trie", "packed", "padded")
@@ -129,8 +131,10 @@ def test_scores_and_gradients_are_those_of_one_sequence_at_a_time(lists, random)
 
     for layout, model in MODELS.items():
         model.zero_grad()
-        values = {"margin": margin, "target": target, "weight": weight}
-        found_loss, found, _ = model(pack(sequences, chosen, rejected, layout=layout, **values), 0.1, 7.0)
+        values = {"margin": margin, "target": target, "weight": weight, "compared": [1.0] * len(margin)}
+        labels = PairLabels({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
+        batch = pack(sequences, chosen, rejected, layout=layout, labels=labels)
+        found_loss, found, _ = model(batch, LossConfig(center=0.1), 7.0)
         found_loss.backward()
         # transformers' norms and rotary embeddings compute in float32 whatever the weights are.
         torch.testing.assert_close(found.double(), scores.detach(), rtol=2e-6, atol=2e-6)
@@ -161,13 +165,12 @@ def test_preferences_are_carried_and_default_to_a_plain_win():
     for found, wanted in ((plain.chosen, [0, 2]), (plain.rejected, [1, 1])):
         assert found.dtype == torch.int64
         assert found.tolist() == wanted
-    for found, wanted in ((plain.margin, 0.0), (plain.target, 1.0), (plain.weight, 1.0)):
-        assert found.dtype == torch.float32
-        assert found.tolist() == [wanted] * 2
-    given_values = pack(sequences, [0, 2], [1, 1], margin=[1, 2], target=[0.5, 0.0], weight=[3, 4])
-    assert given_values.margin.tolist() == [1, 2]
-    assert given_values.target.tolist() == [0.5, 0.0]
-    assert given_values.weight.tolist() == [3, 4]
+    for name, wanted in (("margin", 0.0), ("weight", 1.0), ("compared", 1.0)):
+        assert plain.labels[name].dtype == torch.float32
+        assert plain.labels[name].tolist() == [wanted] * 2
+    assert plain.labels["target"].isnan().all(), "the loss decides"
+    given_labels = PairLabels({"margin": torch.tensor([1.0, 2.0])})
+    assert pack(sequences, [0, 2], [1, 1], labels=given_labels).labels is given_labels
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -177,11 +180,11 @@ def test_no_sequence_is_one_token_that_gives_every_parameter_a_zero_gradient(lay
     assert batch.input_ids.tolist() == [[5]]
     assert len(batch.end_index) == len(batch.chosen) == batch.flat_tokens == 0
     model = reward_model(tiny_classifier("llama", num_hidden_layers=1), layout)
-    loss, scores, stats = model(batch, 0.1, 3.0)
+    loss, scores, sums = model(batch, LossConfig(center=0.1), 3.0)
     loss.backward()
     assert loss.item() == 0.0
     assert scores.shape == (0,)
-    assert stats.tolist() == [0.0] * 5
+    assert set(sums.as_dict().values()) == {0.0}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
@@ -199,9 +202,13 @@ def test_to_moves_every_tensor_and_forgets_what_was_made_on_the_old_device(layou
     if batch.segments is not None:
         batch.segments.made[1, 2, None] = torch.ones(1)
     moved = batch.to(torch.device("meta"))
-    held = [*vars(moved).values(), *(vars(moved.segments).values() if moved.segments else ())]
+    held = [
+        *vars(moved).values(),
+        *moved.labels.columns.values(),
+        *(vars(moved.segments).values() if moved.segments else ()),
+    ]
     tensors = [value for value in held if isinstance(value, torch.Tensor)]
-    assert len(tensors) == {"trie": 11, "packed": 10, "padded": 9}[layout]
+    assert len(tensors) == {"trie": 12, "packed": 11, "padded": 10}[layout]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert moved.flat_tokens == batch.flat_tokens
     if batch.segments is not None:

@@ -12,7 +12,7 @@
     grad_weight = grad_scores . end_hidden
 
 Shapes: end_hidden [S, H], weight [H] (the row of the head whose label is the reward), what belongs to a pair [N];
-S sequences, H hidden, N preferences. Arithmetic is float32 from float16, bfloat16 and float32, and float64 from float64.
+S sequences, H hidden, N preferences. Arithmetic is float32 from float16, bfloat16 and float32, float64 from float64.
 Every sum runs in a fixed order, so that a run repeats bit for bit. The Triton kernels: _score_bt_loss_triton.py.
 """
 

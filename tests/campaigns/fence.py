@@ -32,9 +32,9 @@ class Reached(BaseException):
 class Scorer:
     """Scores by length alone, of sequences that the programs have made as they always do."""
 
-    tokenizer, max_length, layout, max_tokens, attention = TOKENIZER, LENGTH, "trie", 4096, 0.0
+    tokenizer, max_length, layout, max_tokens = TOKENIZER, LENGTH, "trie", 4096
 
-    def score(self, sequences: list[np.ndarray], group: np.ndarray) -> np.ndarray:
+    def score_tokens(self, sequences: list[np.ndarray], group: np.ndarray) -> np.ndarray:
         return np.array([len(sequence) % 7 for sequence in sequences], np.float32)
 
 

@@ -25,6 +25,7 @@ from rmkit import evaluate, label, train
 from rmkit.config import DataConfig, TrainConfig
 from rmkit.data import cache, source
 from rmkit.labelling.config import LabelConfig
+from rmkit.training.inputs import Memory
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 MIB = 1 << 20
@@ -86,7 +87,7 @@ def _scored(program: Any) -> Any:
 
 
 def _prepared(config: TrainConfig, accelerator: Accelerator, console: Any) -> int:
-    train.prepare(config, None, accelerator, lambda text: console.print(text, markup=False, highlight=False))
+    train.start(config, accelerator, lambda text: console.print(text, markup=False, highlight=False), Memory())
     return 0
 
 

@@ -81,7 +81,7 @@ def _loaded(name: str, say: Callable[..., None]) -> int:
 
 
 def _up_to_training(flags: list[str]) -> int:
-    with mock.patch.object(train, "gradients", side_effect=fence.Reached):
+    with mock.patch.object(train, "train_step", side_effect=fence.Reached):
         return train.main(flags)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rmkit.batch.trie import pack
+from rmkit.config import LossConfig
 from rmkit.model import attention
 from rmkit.model.pretrained import implementation
 from rmkit.model.reward_model import RewardModel
@@ -71,12 +72,17 @@ def reference_loss(scores: torch.Tensor, pairs: list[tuple[int, int]]) -> torch.
     return -torch.nn.functional.logsigmoid(scores[chosen] - scores[rejected]).sum()
 
 
+def rewards_of(model: RewardModel, sequences: list[np.ndarray], layout: str = "trie") -> torch.Tensor:
+    """Rewards [S] of a pass that compares nothing, as scoring runs it."""
+    return model.head.rewards(model(pack(sequences, layout=layout)))
+
+
 def run(model: RewardModel, sequences: list[np.ndarray], pairs: list[tuple[int, int]], layout: str):
-    """Loss (summed) and scores of one forward and backward pass over the pairs."""
+    """Loss (summed), rewards and sums of one forward and backward pass over the pairs."""
     chosen, rejected = zip(*pairs, strict=True)
-    loss, scores, stats = model(pack(sequences, chosen, rejected, layout=layout))
+    loss, rewards, sums = model(pack(sequences, chosen, rejected, layout=layout), LossConfig())
     loss.backward()
-    return loss.detach(), scores.detach(), stats.detach()
+    return loss.detach(), rewards, sums
 
 
 def random_pairs(
