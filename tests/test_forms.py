@@ -67,7 +67,7 @@ def test_explicit_prompt_as_text_or_messages(prompt, chosen, rejected):
         "chosen": [bot("good")],
         "rejected": [bot("bad")],
         "margin": 0.0,
-        "ratings": "",
+        "ratings": None,
         "compared": 1.0,
         "weight": 1.0,
         "target": None,

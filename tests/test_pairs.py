@@ -148,7 +148,7 @@ def test_load_tokenizer_prepares_what_it_finds(tmp_path):
 def pair(prompt, chosen, rejected, **more):
     """A preference in the normalised form; its source is what the messages name."""
     values = {"margin": 0.0, "weight": 1.0, "target": None, "subset": "", "id": "", "source": "file:1"}
-    values |= {"ratings": "", "compared": 1.0, **more}
+    values |= {"ratings": None, "compared": 1.0, **more}
     sides = {k: [{"role": "assistant", "content": v}] for k, v in (("chosen", chosen), ("rejected", rejected))}
     return {"prompt": [{"role": "user", "content": prompt}], **sides, **values}
 

@@ -69,7 +69,7 @@ def test_columns_and_sources_in_order():
         "margin": 2.0,
         "weight": 1.0,
         "target": 0.5,
-        "ratings": "",
+        "ratings": None,
         "compared": 1.0,
         "subset": "",
         "id": "7",
@@ -342,7 +342,7 @@ def test_the_embedded_set(monkeypatch):
     def preferences(split):
         for content in (split, " "):
             sides = {"prompt": [], "chosen": [{"role": "assistant", "content": content}], "rejected": [BAD]}
-            labels = {"margin": 0.0, "weight": 1.0, "target": None, "ratings": "", "compared": 1.0}
+            labels = {"margin": 0.0, "weight": 1.0, "target": None, "ratings": None, "compared": 1.0}
             yield {**sides, **labels, "subset": "", "id": ""}
 
     demo = types.ModuleType("rmkit.data.demo")

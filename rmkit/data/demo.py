@@ -52,7 +52,7 @@ def _preference(letters: str, wrong: str, name: str) -> dict:
         "chosen": [{"role": "assistant", "content": letters[::-1]}],
         "rejected": [{"role": "assistant", "content": wrong}],
         **{column: label.default for column, label in LABELS.items()},
-        "ratings": "",
+        "ratings": None,
         "compared": 1.0,
         "subset": f"{len(letters)} letters",
         "id": name,

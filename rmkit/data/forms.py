@@ -1,8 +1,8 @@
 """The forms a row of preference data can have, and the preferences it stands for. Pure functions of one row.
 
 A normalised preference is `{"prompt", "chosen", "rejected"}` (lists of `{"role", "content"}`), a number for each of
-`LABELS`, `ratings` (JSON, or ""), `compared` (1.0; 0.0 for a rated response alone, whose `rejected` is empty), `subset`
-and `id` ("").
+`LABELS`, `ratings` (JSON, or None), `compared` (1.0; 0.0 for a rated response alone, whose `rejected` is empty),
+`subset` and `id` ("").
 Of a message only role and content are used. A field that is null counts as absent. Every ValueError names the field
 and what was found; file and line are the caller's to add.
 """
@@ -128,7 +128,7 @@ def preferences(row: dict[str, Any], form: Form) -> list[dict[str, Any]]:
             | {"id": row_id + suffix * numbered}
             for suffix, prompt, response, ratings in rated_responses(row)
         ]
-    common |= {"compared": 1.0, "ratings": "" if form in _SEVERAL else of_sides(row)}
+    common |= {"compared": 1.0, "ratings": None if form in _SEVERAL else of_sides(row)}
     return [
         {"prompt": prompt, "chosen": chosen, "rejected": rejected, **common, "id": row_id + suffix * numbered}
         for suffix, prompt, chosen, rejected in _PAIRS[form](row)

@@ -46,17 +46,17 @@ def rated_responses(row: dict[str, Any]) -> Iterator[tuple[str, list[Message], l
         yield f"/{i}", prompt, messages(response, f"{field}[{i}]"), held
 
 
-def of_sides(row: dict[str, Any]) -> str:
-    """The ratings of a pair's sides, as the cache holds them; "" where the row rates neither."""
+def of_sides(row: dict[str, Any]) -> str | None:
+    """The ratings of a pair's sides, as the cache holds them; None where the row rates neither."""
     given = row.get("ratings")
     if given is None:
-        return ""
+        return None
     if not isinstance(given, dict) or not set(given) <= set(SIDES):
         raise ValueError(
             f"field 'ratings': found {show(given)}, need an object with chosen and rejected, each with its ratings"
         )
     held = {side: _read(given[side], f"ratings.{side}") for side in SIDES if given.get(side) is not None}
-    return json.dumps(held) if held else ""
+    return json.dumps(held) if held else None
 
 
 def _read(value: Any, field: str) -> Ratings:
@@ -67,7 +67,7 @@ def _read(value: Any, field: str) -> Ratings:
     }
 
 
-def table(held: Sequence[str], objectives: Sequence[str]) -> tuple[np.ndarray, set[str]]:
+def table(held: Sequence[str | None], objectives: Sequence[str]) -> tuple[np.ndarray, set[str]]:
     """What the cache holds for N rows as float64 [N, 2, K], NaN where a side was not rated by one of the K objectives;
     and the names of other objectives that stand in it."""
     found, others = np.full((len(held), 2, len(objectives)), np.nan), set()
