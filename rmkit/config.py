@@ -161,6 +161,18 @@ class SaveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get each line of metrics.jsonl too; each is an extra (pip install 'rmkit[wandb]').
+    tensorboard writes into the run folder; WANDB_MODE=offline keeps wandb off the network."""
+    project: str = "rmkit"
+    """Project of wandb and trackio under which the run stands, by its name."""
+
+    def __post_init__(self) -> None:
+        _check(self.project.strip() != "", "--log.project", repr(self.project), "set a name, such as rmkit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     exp_name: str | None = None
     """The run's folder is CACHE_DIR/EXP_NAME; by default demo, or the model's name with -bt behind it."""
@@ -180,6 +192,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "set a whole number from 0 to 2^63 - 1")
@@ -231,9 +244,7 @@ def _built(kind: type, values: Any, prefix: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"config.json: unknown key {prefix + key!r}; it was written by another version")
-        choices = get_args(known[key]) if get_origin(known[key]) is Literal else ()
-        if choices and value not in choices:
-            raise ValueError(f"config.json: {prefix}{key} is {value!r}; it can be {', '.join(choices)}")
+        _check_choices(known[key], value, prefix + key)
         if dataclasses.is_dataclass(known[key]):
             value = _built(known[key], value, f"{prefix}{key}.")
         given[key] = tuple(value) if isinstance(value, list) else value
@@ -241,3 +252,17 @@ def _built(kind: type, values: Any, prefix: str) -> Any:
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"config.json: a value under {prefix or 'the top'} has the wrong type ({error})") from error
+
+
+def _check_choices(kind: Any, value: Any, name: str) -> None:
+    """ValueError where `kind` is a Literal, or a tuple of one, and `value` is none of its choices."""
+    many = get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal
+    one = get_args(kind)[0] if many else kind
+    if get_origin(one) is not Literal:
+        return
+    if many and not isinstance(value, list | tuple):
+        raise ValueError(f"config.json: {name} is {value!r}; it is a list of {', '.join(get_args(one))}")
+    for each in value if many else [value]:
+        if each not in get_args(one):
+            where = f"{name} holds" if many else f"{name} is"
+            raise ValueError(f"config.json: {where} {each!r}; it can be {', '.join(get_args(one))}")

@@ -44,6 +44,7 @@ from rmkit.storage.run_folder import open_run
 from rmkit.training import validation
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
+from rmkit.training.trackers import check_trackers, open_mirrors
 
 DEFAULT_LENGTH = 2048
 """Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""
@@ -163,6 +164,7 @@ def train(config: TrainConfig, console: Console) -> int:
     for sentence in asked:
         say(sentence)
     folder, pairs_a_step = config.folder, config.batch.pairs
+    agreed(lambda: check_trackers(config.log.to if main else ()))  # before --overwrite deletes anything
     weights, progress = open_run(config, say)
     run = prepare(config, weights, accelerator, say)
     per_epoch = math.ceil(len(run.train) / pairs_a_step)
@@ -177,7 +179,8 @@ def train(config: TrainConfig, console: Console) -> int:
     where = f"{ranks} x {accelerator.device.type}" if ranks > 1 else str(accelerator.device)
     say(f"{parameters:,} parameters, {len(run.train)} training pairs, {steps} steps of {pairs_a_step} on {where}")
 
-    metrics = Metrics(folder if main else None, progress.metrics_bytes)
+    mirrors = agreed(lambda: open_mirrors(config, folder if main else None, progress.step))
+    metrics = Metrics(folder if main else None, progress.metrics_bytes, mirrors, say)
     describe(folder if main else None, to_dict(config), accelerator.device, ranks)
     display = terminal.Display(console, steps, progress.step, main)
     saver = Saver(folder, config)
@@ -213,6 +216,7 @@ def train(config: TrainConfig, console: Console) -> int:
                 save()
                 saver.wait()
                 display.say(f"stopped by {number.name} at step {progress.step}: go on with --resume")
+                metrics.close()
                 return 128 + number
             step_began = time.perf_counter()
             epoch, position = divmod(progress.step, per_epoch)
@@ -256,7 +260,7 @@ def train(config: TrainConfig, console: Console) -> int:
     write_model(run.model, run.tokenizer, config, run.max_length, final)
     if main:
         report(config, console, say, progress, last_eval, time.perf_counter() - began)
-    metrics.close()
+    metrics.close()  # behind FINAL/: a tracker may wait for its network
     launch.end(accelerator)
     return 0
 
