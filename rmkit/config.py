@@ -24,10 +24,10 @@ class ModelConfig:
     """Path or hub id of a causal LM (its head is drawn from the seed), a sequence classifier or an rmkit folder.
     "demo" is a small Llama from scratch, no network needed."""
     head: Literal["scalar", "binary", "multi"] = "scalar"
-    """Form of a fresh head: one label, two as HALOs saves them (the reward is logit 1), or one for each
-    of --model.objectives. A head that the checkpoint brings is kept as it is."""
+    """Form of a fresh head: one label, two as HALOs saves them (the reward is logit 1),
+    or one for each of --model.objectives. A head that the checkpoint brings is kept as it is."""
     objectives: tuple[str, ...] = ()
-    """Of a multi head: NAME or NAME=WEIGHT of what rows rate ({"ratings": {NAME: 3.5, ..}}, any may be missing).
+    """Of a multi head: NAME or NAME=WEIGHT, what rows rate ("ratings": {NAME: 3.5}, any may be missing).
     The reward is the weighted sum of their scores; by default every weight is 1 / K."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
@@ -194,6 +194,18 @@ class SaveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get each line of metrics.jsonl too; each is an extra (pip install 'rmkit[wandb]').
+    tensorboard writes into the run folder; WANDB_MODE=offline keeps wandb off the network."""
+    project: str = "rmkit"
+    """Project of wandb and trackio under which the run stands, by its name."""
+
+    def __post_init__(self) -> None:
+        _check(self.project.strip() != "", "--log.project", repr(self.project), "set a name, such as rmkit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     exp_name: str | None = None
     """The run's folder is CACHE_DIR/EXP_NAME; by default demo, or the model's name with -bt behind it."""
@@ -213,6 +225,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "set a whole number from 0 to 2^63 - 1")
@@ -264,9 +277,7 @@ def _built(kind: type, values: Any, prefix: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"config.json: unknown key {prefix + key!r}; it was written by another version")
-        choices = get_args(known[key]) if get_origin(known[key]) is Literal else ()
-        if choices and value not in choices:
-            raise ValueError(f"config.json: {prefix}{key} is {value!r}; it can be {', '.join(choices)}")
+        _check_choices(known[key], value, prefix + key)
         if dataclasses.is_dataclass(known[key]):
             value = _built(known[key], value, f"{prefix}{key}.")
         given[key] = tuple(value) if isinstance(value, list) else value
@@ -274,3 +285,17 @@ def _built(kind: type, values: Any, prefix: str) -> Any:
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"config.json: a value under {prefix or 'the top'} has the wrong type ({error})") from error
+
+
+def _check_choices(kind: Any, value: Any, name: str) -> None:
+    """ValueError where `kind` is a Literal, or a tuple of one, and `value` is none of its choices."""
+    many = get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal
+    one = get_args(kind)[0] if many else kind
+    if get_origin(one) is not Literal:
+        return
+    if many and not isinstance(value, list | tuple):
+        raise ValueError(f"config.json: {name} is {value!r}; it is a list of {', '.join(get_args(one))}")
+    for each in value if many else [value]:
+        if each not in get_args(one):
+            where = f"{name} holds" if many else f"{name} is"
+            raise ValueError(f"config.json: {where} {each!r}; it can be {', '.join(get_args(one))}")

@@ -45,6 +45,7 @@ from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
 from rmkit.training.record import Result, Step, record, refused, report
+from rmkit.training.trackers import check_trackers, open_mirrors
 from rmkit.training.validation import all_ranks, means
 
 
@@ -226,9 +227,12 @@ def run_training(
 
     for sentence in asked:
         say(sentence)
+    agreed(lambda: check_trackers(config.log.to if main else ()))
     run = start(config, accelerator, say, memory or Memory())
-    describe(config.folder if main else None, to_dict(config), accelerator.device, accelerator.num_processes)
-    metrics = Metrics(config.folder if main else None, run.progress.metrics_bytes)
+    folder = config.folder if main else None
+    describe(folder, to_dict(config), accelerator.device, accelerator.num_processes)
+    mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))
+    metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
     display = terminal.Display(console, run.steps, run.progress.step, main)
     with contextlib.closing(metrics):
         with contextlib.closing(display), stops() as stop:

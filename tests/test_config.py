@@ -9,6 +9,7 @@ from rmkit.config import (
     BatchConfig,
     DataConfig,
     EvalConfig,
+    LogConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -32,6 +33,7 @@ OTHER = TrainConfig(
     optim=OptimConfig(lr=1e-6, schedule="cosine", warmup_ratio=1.0, weight_decay=0.0, max_steps=7, epochs=2),
     eval=EvalConfig(every=0),
     save=SaveConfig(every=0, keep=0),
+    log=LogConfig(to=("wandb", "tensorboard"), project="p"),
 )
 PARTS = {
     "model": ModelConfig,
@@ -42,6 +44,7 @@ PARTS = {
     "optim": OptimConfig,
     "eval": EvalConfig,
     "save": SaveConfig,
+    "log": LogConfig,
 }
 
 
@@ -182,6 +185,10 @@ def test_frozen():
         ({"batch": 3}, "batch is 3, not an object"),
         ({"batch": {"layout": "zig"}}, "batch.layout is 'zig'"),
         ({"optim": {"lr": "fast"}}, "optim"),
+        ({"log": {"to": ["wandb", "mlflow"]}}, "log.to holds 'mlflow'; it can be tensorboard, wandb, trackio"),
+        ({"log": {"to": "wandb"}}, "log.to is 'wandb'; it is a list of tensorboard, wandb, trackio"),
+        ({"log": {"to": [["wandb"]]}}, r"log.to holds \['wandb'\]"),
+        ({"log": {"project": " "}}, "--log.project ' ': set a name"),
     ],
 )
 def test_a_wrong_value_in_the_file_is_named(values, words):

@@ -62,6 +62,56 @@ def test_metrics_of_other_ranks_write_nothing():
     metrics.close()
 
 
+class Mirror:
+    """A tracker that keeps what it is told, until it is told of step `fails_at`."""
+
+    name = "mirror"
+
+    def __init__(self, fails_at=None):
+        self.fails_at, self.told = fails_at, []
+
+    def log(self, values, step):
+        if step == self.fails_at:
+            raise ConnectionError("no route [to] host\nand a long trace")
+        self.told.append((step, dict(values)))
+        values.clear()  # a tracker that spoils its copy spoils nothing else
+
+    def finish(self):
+        if self.fails_at == "finish":
+            raise OSError
+        self.told.append("finished")
+
+
+def test_mirrors_get_each_line_with_its_step(tmp_path):
+    mirrors = [Mirror(), Mirror()]
+    metrics, plain_metrics = Metrics(tmp_path / "a", 0, mirrors), Metrics(tmp_path / "b")
+    rows = [{"counters/updates": step, "loss/train": 0.5**step} for step in (0, 1, 1)]
+    for row in rows:
+        metrics.write(row)
+        plain_metrics.write(row)
+    metrics.close()
+    metrics.close()
+    plain_metrics.close()
+    for mirror in mirrors:
+        assert mirror.told == [*((row["counters/updates"], row) for row in rows), "finished"]
+    assert [row["counters/updates"] for row in rows] == [0, 1, 1]
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_a_mirror_that_fails_is_named_once_and_dropped(tmp_path):
+    broken, unfinished, whole, said = Mirror(2), Mirror("finish"), Mirror(), []
+    metrics = Metrics(tmp_path, 0, [broken, unfinished, whole], said.append)
+    for step in (1, 2, 3):
+        metrics.write({"counters/updates": step})
+    told = "mirror failed and gets nothing more, metrics.jsonl has it all: "
+    assert said == [told + "no route [to] host"]
+    metrics.close()
+    assert said == [told + "no route [to] host", told + "OSError"]
+    assert [step for step, _ in broken.told] == [1]
+    assert [each if each == "finished" else each[0] for each in whole.told] == [1, 2, 3, "finished"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_refuse_shows_the_sentence_as_it_is():
     """A path or a template in square brackets is no markup."""
     console, out = plain()

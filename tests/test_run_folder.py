@@ -43,6 +43,7 @@ def test_a_new_folder_starts_from_the_first_step(tmp_path):
     config.folder.mkdir(exist_ok=True)
     (config.folder / "notes.txt").write_text("mine")
     (config.folder / "env.json").write_text("{}")
+    (config.folder / "tensorboard").mkdir()
     assert opened(config) == (None, Progress(), [])
 
 
@@ -58,7 +59,8 @@ def test_results_are_never_written_over_without_a_word(tmp_path, name):
 def test_overwrite_deletes_the_results_and_nothing_else(tmp_path):
     config = run_of(tmp_path, overwrite=True)
     write_checkpoint(config, 4)
-    (config.folder / "FINAL").mkdir()
+    for name in ("FINAL", "tensorboard", "wandb"):
+        (config.folder / name).mkdir()
     for name in ("metrics.jsonl", "config.json", "env.json", "notes.txt"):
         (config.folder / name).write_text("old")
     weights, progress, said = opened(config)

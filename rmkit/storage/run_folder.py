@@ -13,6 +13,9 @@ from rmkit.storage.checkpoint import Progress
 
 RESULTS = ("FINAL", "checkpoints", "metrics.jsonl")
 
+BESIDES = ("config.json", "env.json", "tensorboard", "wandb")
+"""What --overwrite deletes too; alone in a folder it is no result of a run."""
+
 SAME = {
     "": ("seed",),
     "model": ("name", "head", "objectives"),
@@ -60,7 +63,7 @@ def _holds_results(config: TrainConfig, say: Callable[[str], None]) -> bool:
 
 
 def _delete(folder: Path, held: list[str], say: Callable[[str], None]) -> None:
-    for name in (*held, "config.json", "env.json"):
+    for name in (*held, *BESIDES):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,12 +1,15 @@
-"""What a run leaves behind: metrics.jsonl, config.json and env.json."""
+"""What a run leaves behind: metrics.jsonl, which trackers may mirror, config.json and env.json."""
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.tracking import GeneralTracker
 
+from rmkit.errors import brief
 from rmkit.runtime import environment
 
 CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
@@ -14,11 +17,22 @@ CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
 
 
 class Metrics:
-    """metrics.jsonl: a line per optimizer step and per evaluation, on the disk when `write` returns."""
+    """metrics.jsonl: a line per optimizer step and per evaluation, on the disk when `write` returns.
 
-    def __init__(self, folder: Path | None, keep_bytes: int = 0) -> None:
+    Each line goes to the trackers `mirrors` too. One that fails is named by `say` and gets nothing more: a network that
+    is gone does not end a run.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        keep_bytes: int = 0,
+        mirrors: Iterable[GeneralTracker] = (),
+        say: Callable[[str], None] = print,
+    ) -> None:
         """Open the file in `folder`, cut back to `keep_bytes`; None (ranks other than the first) writes nothing."""
         self._file = None
+        self._mirrors, self._say = list(mirrors), say
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / "metrics.jsonl"
@@ -30,14 +44,28 @@ class Metrics:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
+        if self._mirrors:
+            step = values["counters/updates"]
+            self._tell(lambda tracker: tracker.log(dict(values), step=step))
 
     @property
     def bytes(self) -> int:
         return self._file.tell() if self._file is not None else 0
 
     def close(self) -> None:
+        """Close the file and finish the trackers; closed twice is closed once."""
         if self._file is not None:
             self._file.close()
+        self._tell(lambda tracker: tracker.finish())
+        self._mirrors.clear()
+
+    def _tell(self, action: Callable[[GeneralTracker], None]) -> None:
+        for tracker in list(self._mirrors):
+            try:
+                action(tracker)
+            except Exception as error:  # whatever its library raises
+                self._mirrors.remove(tracker)
+                self._say(f"{tracker.name} failed and gets nothing more, metrics.jsonl has it all: {brief(error)}")
 
 
 def describe(folder: Path | None, config: dict[str, Any], device: torch.device, ranks: int) -> None:
