@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rmkit.data.fields import Message
+from rmkit.storage.atomic import written_file
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -133,17 +134,14 @@ def write_rewardbench(file: Path, preferences: Iterable[dict], say: Callable[[st
     other field. How many of them RewardBench renders otherwise than we do is said. Raises ValueError where the file
     cannot be written."""
     count = otherwise = 0
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as opened:
+        with written_file(file) as out:
             for row in preferences:
                 sides = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
-                opened.write(json.dumps(sides) + "\n")
+                out.write(json.dumps(sides) + "\n")
                 count += 1
                 otherwise += not all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
-        partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"--export rewardbench {file}: it could not be written ({error.strerror})") from error
     say(f"{count} pairs for RewardBench: rewardbench --model MODEL --dataset {file} --load_json")
     if otherwise:

@@ -24,7 +24,7 @@ from rmkit.distributed.collectives import first, rank, together
 from rmkit.errors import AgreedError
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage import export, training_state
-from rmkit.storage.atomic import delete_partial, written_together
+from rmkit.storage.atomic import delete_partial, written_folder
 from rmkit.storage.checksums import damage, sums, write_sums
 
 
@@ -109,7 +109,9 @@ class Saver:
 
         try:
             first(lambda: delete_partial(folder.parent), self._group)
-            written_together(folder, fill, write_sums, self._group)
+            with written_folder(folder, all_ranks=True, group=self._group) as partial:
+                by_rank = together(lambda: fill(partial), self._group)
+                first(lambda: write_sums(partial, by_rank), self._group)
             first(lambda: _rotate(self._run, self._config.save.keep, progress), self._group)
         except (OSError, SafetensorError) as error:
             raise AgreedError(_refused(self._run, progress.step, 3 * taken.total["total_size"], error)) from error

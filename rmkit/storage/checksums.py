@@ -30,7 +30,6 @@ def write_sums(folder: Path, by_rank: list[dict[str, str]]) -> None:
     text = "".join(lines)
     # Its last line is its own, so that one that is cut short or changed shows.
     (folder / NAME).write_text(text + _own(text), encoding="utf-8")
-    flush([folder / NAME])
 
 
 def damage(folder: Path) -> str | None:

@@ -30,7 +30,7 @@ from rmkit.distributed.sharding import gathered, in_float32
 from rmkit.errors import AgreedError
 from rmkit.model import attention
 from rmkit.model.reward_model import RewardModel, score_index
-from rmkit.storage.atomic import files_below, flush, written_together
+from rmkit.storage.atomic import files_below, flush, written_folder
 
 SELF_CHECK = (
     [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}],
@@ -80,7 +80,8 @@ def write_model(
     """
     taken = snapshot(model, tokenizer, config, max_length)
     try:
-        written_together(folder, lambda partial: flush(write(taken, partial)))
+        with written_folder(folder, all_ranks=True) as partial:
+            flush(write(taken, partial))
     except (OSError, SafetensorError) as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
 
