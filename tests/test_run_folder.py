@@ -21,7 +21,7 @@ def run_of(tmp_path, **values):
 
 def write_checkpoint(config, step, *, whole=True):
     folder = config.folder / "checkpoints" / f"step-{step}"
-    run_folder.mkdir(parents=True)
+    folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     progress = {"step": step, "examples": 64 * step, "best_step": 3, "best_loss": 0.5, "metrics_bytes": 77}
     (folder / "state.json").write_text(json.dumps({"progress": progress, "config": to_dict(config)}))
