@@ -69,7 +69,7 @@ def gather(hidden, weight, end_index, pairs):
 
 
 def rmkit(hidden, weight, end_index, pairs):
-    return score_bt_loss(gather_end_tokens(hidden, end_index), weight, *pairs, 0.0, pairs[0].shape[0])[:2]
+    return score_bt_loss(gather_end_tokens(hidden, end_index), weight[0], *pairs, 0.0, pairs[0].shape[0])[:2]
 
 
 PATHS = {"hf": hf, "gather": gather, "compiled": torch.compile(gather, dynamic=False), "rmkit": rmkit}

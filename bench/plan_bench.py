@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmkit.batch.lengths import Lengths, count, joined, measure
-from rmkit.batch.planner import attention_weight, epoch_order, split
+from rmkit.batch.planner import epoch_order, pair_cost_of, split
 from rmkit.config import BatchConfig, TrainConfig
 from rmkit.runtime import environment
 
@@ -41,7 +41,7 @@ TABLE = Path(__file__).parent / "lengths.json"
 KEPT = 64
 """Groups of each set in the table: evenly spaced among those of the set in order of their tokens, the last included."""
 VOCABULARY = 32_000
-ATTENTION = attention_weight(layers=32, heads=32, head_dim=128, parameters=6_979_321_856)
+ATTENTION = pair_cost_of(layers=32, heads=32, head_dim=128, parameters=6_979_321_856)
 """Llama-3-8B"""
 BLOCK = 1 << 16
 """Groups that are drawn at once."""
@@ -174,7 +174,7 @@ def plan_epoch(groups: dict[str, list[list]], settings: dict[str, Any], pairs: i
             indices = order[step * pairs : (step + 1) * pairs]
             start = time.process_time()
             plan = split(
-                lengths, indices, layout="trie", attention=ATTENTION, ranks=ranks, max_tokens=settings["max_tokens"]
+                lengths, indices, layout="trie", pair_cost=ATTENTION, ranks=ranks, max_tokens=settings["max_tokens"]
             )
             seconds += time.process_time() - start
             if len(indices) == pairs:  # the rest at the end of an epoch is no full batch

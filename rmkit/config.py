@@ -23,9 +23,12 @@ class ModelConfig:
     name: str = DEMO
     """Path or hub id of a causal LM (its head is drawn from the seed), a sequence classifier or an rmkit folder.
     "demo" is a small Llama from scratch, no network needed."""
-    head: Literal["scalar", "binary"] = "scalar"
-    """Form of a fresh head: one label, or two as HALOs saves them (the reward is logit 1).
-    A head that the checkpoint brings is kept as it is."""
+    head: Literal["scalar", "binary", "multi"] = "scalar"
+    """Form of a fresh head: one label, two as HALOs saves them (the reward is logit 1), or one for each
+    of --model.objectives. A head that the checkpoint brings is kept as it is."""
+    objectives: tuple[str, ...] = ()
+    """Of a multi head: NAME or NAME=WEIGHT of what rows rate ({"ratings": {NAME: 3.5, ..}}, any may be missing).
+    The reward is the weighted sum of their scores; by default every weight is 1 / K."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
     kernels: Literal["auto", "reference"] = "auto"
@@ -33,6 +36,29 @@ class ModelConfig:
     reference: these everywhere, to compare."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        multi = self.head == "multi"
+        _check(multi or not self.objectives, "--model.objectives", " ".join(self.objectives), "set --model.head multi")
+        _check(not multi or bool(self.objectives), "--model.head", "multi", "name what rows rate, --model.objectives")
+        _ = self.objective_weights
+
+    @property
+    def objective_weights(self) -> dict[str, float]:
+        """Weight of each objective in the reward; ValueError where one is no number, or named twice."""
+        weights: dict[str, float] = {}
+        for given in self.objectives:
+            name, equals, weight = given.partition("=")
+            try:
+                weights[name] = float(weight) if equals else 1.0 / len(self.objectives)
+            except ValueError:
+                weights[name] = math.nan
+            _check(bool(name), "--model.objectives", repr(given), "write NAME or NAME=WEIGHT")
+            _check(math.isfinite(weights[name]), "--model.objectives", given, "set a finite number behind the =")
+        _check(len(weights) == len(self.objectives), "--model.objectives", " ".join(self.objectives), "name each once")
+        all_zero = bool(weights) and not any(weights.values())
+        _check(not all_zero, "--model.objectives", " ".join(self.objectives), "give one of them a weight")
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,16 +121,23 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
+    name: Literal["bt", "hinge", "focal"] = "bt"
+    """Of d = chosen - rejected - margin. bt: -log sigmoid(d). hinge: max(0, 1 - d).
+    focal: InternLM2's, in which pairs that are clearly right count less."""
     label_smoothing: float = 0.0
     """Probability that a label is wrong: the target becomes 1 - this where a row gives none."""
     center: float = 0.0
     """Weight of (chosen + rejected)^2, which keeps scores near zero (TRL: center_rewards_coefficient)."""
+    ratings: float = 1.0
+    """Under a multi head: weight of the squared error of each rating, beside the loss of the pairs."""
 
     def __post_init__(self) -> None:
         smoothing = self.label_smoothing
         _check(0.0 <= smoothing < 0.5, "--loss.label-smoothing", smoothing, "set a number in [0, 0.5)")
         center_ok = self.center >= 0.0 and math.isfinite(self.center)
         _check(center_ok, "--loss.center", self.center, "set a finite number of at least 0")
+        ratings_ok = self.ratings >= 0.0 and math.isfinite(self.ratings)
+        _check(ratings_ok, "--loss.ratings", self.ratings, "set a finite number of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

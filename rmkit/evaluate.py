@@ -27,7 +27,7 @@ from rmkit.demo_model import DEMO_MODEL
 from rmkit.distributed import launch
 from rmkit.evaluation.benchmarks import write_rewardbench
 from rmkit.evaluation.scores import Scored, score_pairs, with_a_preferred_side
-from rmkit.model.pretrained import load_config, saved_labels
+from rmkit.model.pretrained import load_config, saved_head
 from rmkit.scorer import load_scorer
 from rmkit.storage.atomic import written_folder
 
@@ -108,7 +108,7 @@ def check(config: EvaluateConfig) -> None:
     if config.against is not None:
         # The first model shows its faults when it is loaded, which is next; this one would hours later.
         try:
-            head = saved_labels(load_config(config.against), config.against)
+            head = saved_head(load_config(config.against), config.against)
         except ValueError as error:
             raise ValueError(str(error).replace("--model.name", "--against")) from error
         if head is None:

@@ -1,24 +1,25 @@
 """A trained reward model, ready to score: loaded with its contract checked, run on packed batches."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import jinja2
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmkit.batch.build import attention_of
+from rmkit.batch.build import Batches, TokenisedTexts
 from rmkit.batch.lengths import count, measure
-from rmkit.batch.planner import split
-from rmkit.batch.trie import Layout, pack
+from rmkit.batch.trie import Layout
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
-from rmkit.data.tokenizer import load_tokenizer
-from rmkit.model.pretrained import build_model, check_length, load_config, saved_labels
+from rmkit.data.fields import messages
+from rmkit.data.tokenizer import encode, load_tokenizer, render
+from rmkit.model.pretrained import build_model, check_length, load_config, saved_head
 from rmkit.model.reward_model import RewardModel
-from rmkit.runtime import keep_freed
 from rmkit.storage.export import verify
 
 BUDGET = {"cpu": 4096, "cuda": 16384}
@@ -30,9 +31,12 @@ LONGEST = 16384
 """Tokens of the longest conversation by default, where the model's context is longer still."""
 
 
+Messages = list[dict[str, str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """What turns token sequences into scores."""
+    """A reward model with its tokenizer, ready to score."""
 
     model: RewardModel
     tokenizer: PreTrainedTokenizerBase
@@ -43,39 +47,113 @@ class Scorer:
     """Tokens at which a pass is full, where no prompt group needs more"""
     max_length: int
     """Tokens of the longest conversation that is scored"""
-    attention: float
-    """What one (query, key) pair weighs, in tokens"""
 
-    def score(self, sequences: Sequence[np.ndarray], group: np.ndarray) -> np.ndarray:
-        """Scores, float32 [S], of S token sequences of at most `max_length`; `group` int64 [S] is equal where
+    def score(
+        self,
+        conversations: Messages | Sequence[Messages] | None = None,
+        *,
+        prompts: Sequence[str | Messages] | None = None,
+        responses: Sequence[str | Messages] | None = None,
+    ) -> float | list[float]:
+        """The reward of one conversation (a list of messages), or of each of a list of them.
+
+        `prompts` and `responses`, as long as one another, are texts or messages in place of whole conversations.
+        Raises ValueError, with the place in the list, on what is no conversation that ends in an assistant's turn, and
+        on one of more than `max_length` tokens.
+        """
+        if (prompts is None) != (responses is None) or (conversations is None) == (prompts is None):
+            raise ValueError("score: give conversations, or prompts and responses")
+        if conversations is None:
+            conversations = joined(prompts, responses)
+        if len(conversations) == 0:
+            raise ValueError("score: the list is empty; give one conversation, or a list of them")
+        one = isinstance(conversations[0], dict)
+        found = [conversation(each, i) for i, each in enumerate([conversations] if one else conversations)]
+        texts = [self._rendered(each, i) for i, each in enumerate(found)]
+        sequences = [np.array(ids, np.int32) for ids in encode(self.tokenizer, texts)]
+        for i, sequence in enumerate(sequences):
+            if not 0 < len(sequence) <= self.max_length:
+                raise ValueError(f"conversation {i}: it has {len(sequence)} tokens, need 1 to {self.max_length}")
+        prompt = [json.dumps(each[:-1]) for each in found]
+        scores = self.score_tokens(sequences, np.unique(prompt, return_inverse=True)[1]).tolist()
+        return scores[0] if one else scores
+
+    def compare(self, prompt: str | Messages, chosen: str | Messages, rejected: str | Messages) -> "Compared":
+        """By how much the first of two responses to a prompt is better, and how probable the model holds it to be."""
+        margin = float(np.subtract(*self.score(prompts=[prompt, prompt], responses=[chosen, rejected])))
+        return Compared(margin=margin, probability=float(1.0 / (1.0 + np.exp(-margin))))
+
+    def _rendered(self, turns: Messages, i: int) -> str:
+        try:
+            return render(self.tokenizer, turns)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"conversation {i}: the chat template refuses it: {error}") from error
+
+    def score_tokens(self, sequences: Sequence[np.ndarray], group: np.ndarray) -> np.ndarray:
+        """Rewards, float32 [S], of S token sequences of at most `max_length`; `group` int64 [S] is equal where
         sequences share their prompt, which is then computed once where the budget allows."""
-        scores = np.empty(len(sequences), np.float32)
+        rewards = np.empty(len(sequences), np.float32)
         if len(sequences) == 0:
-            return scores
+            return rewards
         lengths = np.array([[len(s)] for s in sequences])
-        measured, items = measure([sequences], lengths, group), np.arange(len(sequences))
-        of_group = np.unique(group, return_inverse=True)[1]
-        largest = int(count(measured, items, of_group, int(of_group.max()) + 1, self.layout).tokens.max())
-        budget = max(min(self.max_tokens, max(self.full, largest)), int(lengths.max()))
-        layout, attention = self.layout, self.attention
-        bins = split(measured, items, layout=layout, attention=attention, ranks=1, max_tokens=budget)[0]
+        texts = TokenisedTexts(columns=(sequences,), lengths=measure([sequences], lengths, group))
+        items, of_group = np.arange(len(sequences)), np.unique(group, return_inverse=True)[1]
+        largest = int(count(texts.lengths, items, of_group, int(of_group.max()) + 1, self.layout).tokens.max())
+        budget = max(min(self.max_tokens, max(self.full, largest)), int(lengths.max()), 2)
+        batches = Batches(
+            items=texts,
+            config=BatchConfig(layout=self.layout, max_tokens=budget),
+            pad_token_id=self.tokenizer.pad_token_id,
+            pair_cost=self.model.pair_cost,
+        )
         with torch.inference_mode():
-            for positions in filter(len, bins):
-                chosen = [sequences[i] for i in positions]
-                batch = pack(chosen, layout=self.layout, pad_token_id=self.tokenizer.pad_token_id)
-                scores[positions] = self.model(batch.to(self.model.device))[1].cpu().numpy()
-        return scores
+            for positions in filter(len, batches.split(items)[0]):
+                scores = self.model(batches.pack(positions).to(self.model.device))
+                rewards[positions] = self.model.head.rewards(scores).cpu().numpy()
+        return rewards
+
+
+class Compared(NamedTuple):
+    """Two responses to one prompt."""
+
+    margin: float
+    """Reward of the first, less that of the second"""
+    probability: float
+    """That the first one is preferred, sigmoid(margin) (Bradley and Terry)"""
+
+
+def joined(prompts: Sequence[str | Messages], responses: Sequence[str | Messages]) -> list[Messages]:
+    """Conversations of prompts and responses. ValueError where they are no two lists of one length."""
+    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
+        raise ValueError("score: give as many responses as prompts, in two lists")
+    return [
+        [*messages(prompt, f"prompts[{i}]", "user"), *messages(response, f"responses[{i}]")]
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ]
+
+
+def conversation(given: Any, i: int) -> Messages:
+    """Messages that end in an assistant's turn; ValueError, with the place i in the list, where they do not."""
+    if isinstance(given, str):
+        raise ValueError(f"conversation {i}: found a text, need a list of messages; give prompts= and responses=")
+    turns = messages(given, f"conversation {i}")
+    if not turns or turns[-1]["role"] != "assistant":
+        ends = f"it ends in a turn of {turns[-1]['role']}" if turns else "it is empty"
+        raise ValueError(f"conversation {i}: {ends}; the last message is what is scored, an assistant's")
+    if len(turns) == 1:
+        raise ValueError(f"conversation {i}: it is one message; give the prompt that it answers too")
+    return turns
 
 
 def load_scorer(
     name: str,
     *,
-    device: torch.device,
+    device: torch.device | None = None,
     layout: Layout = "trie",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     max_tokens: int | None = None,
     max_length: int | None = None,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> Scorer:
     """Load a reward model: a folder that rmkit wrote (its self-check is verified), or anyone's sequence classifier
     with 1 label, or 2 as HALOs saves them (the reward is logit 1).
@@ -84,8 +162,10 @@ def load_scorer(
     `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises ValueError on
     a model without a score head, of another family, or not whole.
     """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return _load(name, device, layout, precision, max_tokens, max_length, say)
+        with torch.random.fork_rng():  # a head would be drawn from a seed; nobody else's numbers change
+            return _load(name, device, layout, precision, max_tokens, max_length, say)
     except ValueError as error:
         # The parts are train's, whose flag has another name.
         raise ValueError(
@@ -94,10 +174,8 @@ def load_scorer(
 
 
 def _load(name, device, layout, precision, max_tokens, max_length, say) -> Scorer:
-    if device.type == "cpu":
-        keep_freed()
     architecture = load_config(name)
-    if saved_labels(architecture, name) is None:
+    if saved_head(architecture, name) is None:
         raise ValueError(
             f"--model {name}: it is a {architecture.architectures[0]}, which has no score head; train one with "
             f"python -m rmkit.train --model.name {name}"
@@ -123,7 +201,6 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
         max_tokens=budget,
         full=min(budget, FULL[device.type]) if max_tokens is None else budget,
         max_length=longest,
-        attention=attention_of(model),
     )
 
 

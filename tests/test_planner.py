@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rmkit.batch import planner
 from rmkit.batch.lengths import count, measure
-from rmkit.batch.planner import attention_weight, epoch_order, split
+from rmkit.batch.planner import epoch_order, pair_cost_of, split
 from rmkit.batch.trie import pack
 from rmkit.config import BatchConfig, DataConfig, ParallelConfig, TrainConfig
 
@@ -119,14 +119,14 @@ def test_blocks_never_change_the_order():
             assert np.array_equal(epoch_order(group, 1, plan(pairs=16)), wanted)
 
 
-def test_attention_weight_of_llama_3_8b():
+def test_pair_cost_of_llama_3_8b():
     """6.98e9 parameters in 32 layers, of 32 heads of 128 components: 26,600 keys cost as much as the weights do."""
-    found = attention_weight(layers=32, heads=32, head_dim=128, parameters=6_979_321_856)
+    found = pair_cost_of(layers=32, heads=32, head_dim=128, parameters=6_979_321_856)
     assert 1 / found == pytest.approx(26_624, rel=1e-3)
 
 
 @pytest.mark.parametrize("keys", [1, 7])
-def test_attention_weight_is_what_torch_counts(keys):
+def test_pair_cost_is_what_torch_counts(keys):
     """A layer of 2 heads of 4 components: FLOPs of its attention over those of its weights, per token."""
     heads, head_dim, tokens = 2, 4, 5
     weights = [torch.rand(8, 8) for _ in range(4)]
@@ -137,7 +137,7 @@ def test_attention_weight_is_what_torch_counts(keys):
             x @ weight
     with FlopCounterMode(display=False) as of_attention:
         torch.softmax(q @ k.transpose(2, 3), -1) @ v
-    found = attention_weight(layers=1, heads=heads, head_dim=head_dim, parameters=sum(w.numel() for w in weights))
+    found = pair_cost_of(layers=1, heads=heads, head_dim=head_dim, parameters=sum(w.numel() for w in weights))
     ratio = of_attention.get_total_flops() / of_weights.get_total_flops()
     assert found * keys == pytest.approx(ratio)
 
@@ -149,10 +149,10 @@ def plain(tokens, group=None):
     return measure([[np.full(t, i) for i, t in enumerate(tokens)]], np.array(tokens).reshape(n, 1), group)
 
 
-def split_of(lengths, items=None, *, layout="trie", attention=0.0, ranks=1, max_tokens=1000):
+def split_of(lengths, items=None, *, layout="trie", pair_cost=0.0, ranks=1, max_tokens=1000):
     """The plan as lists."""
     items = np.arange(len(lengths.group)) if items is None else items
-    found = split(lengths, items, layout=layout, attention=attention, ranks=ranks, max_tokens=max_tokens)
+    found = split(lengths, items, layout=layout, pair_cost=pair_cost, ranks=ranks, max_tokens=max_tokens)
     return [[part.tolist() for part in of_rank] for of_rank in found]
 
 
@@ -176,10 +176,10 @@ def global_batches(draw):
     st.sampled_from(("trie", "packed", "padded")),
     st.sampled_from((0.0, 0.3)),
 )
-def test_split(batch, ranks, max_tokens, layout, attention):
+def test_split(batch, ranks, max_tokens, layout, pair_cost):
     group, columns, items = batch
     lengths = measure(columns, np.array([[len(s) for s in column] for column in columns]).T, group)
-    settings = {"layout": layout, "attention": attention, "ranks": ranks, "max_tokens": max_tokens}
+    settings = {"layout": layout, "pair_cost": pair_cost, "ranks": ranks, "max_tokens": max_tokens}
 
     def tokens_of(part):
         return pack([column[i] for column in columns for i in part], layout=layout).tokens
@@ -243,13 +243,13 @@ def test_split_balances_attention_with_tokens():
     assert [sum(i < 2 for i in part) for (part,) in by_tokens] == [1, 1]
     three = split_of(lengths, ranks=3)
     assert sorted(sum(lengths.length[part]) for (part,) in three) == [40, 40, 40]
-    attended = split_of(lengths, ranks=3, attention=1.0)
+    attended = split_of(lengths, ranks=3, pair_cost=1.0)
     assert sorted(attended, key=str) == [[[0]], [[1]], [list(range(2, 32))]]
 
 
 def test_split_deals_by_load_and_not_by_tokens():
     """Two sequences of 30 tokens weigh 495 each, 40 of one token 80: the long ones run at the same time, first."""
-    found = split_of(plain([30, 30] + [1] * 80), ranks=2, max_tokens=40, attention=1.0)
+    found = split_of(plain([30, 30] + [1] * 80), ranks=2, max_tokens=40, pair_cost=1.0)
     assert [[len(part) for part in of_rank] for of_rank in found] == [[1, 40], [1, 40]]
 
 
@@ -257,7 +257,7 @@ def test_split_cuts_a_group_that_only_its_attention_makes_heavy():
     """200 of 500 tokens, but 10,300 of a load of 10,900."""
     lengths = plain([100, 100] + [1] * 300, [0, 0, *range(1, 301)])
     assert [{0, 1} <= set(part) for (part,) in split_of(lengths, ranks=2)] == [True, False]
-    assert not any({0, 1} <= set(part) for (part,) in split_of(lengths, ranks=2, attention=1.0))
+    assert not any({0, 1} <= set(part) for (part,) in split_of(lengths, ranks=2, pair_cost=1.0))
 
 
 def shared_prompt(prompt, responses, others):
@@ -313,7 +313,7 @@ def test_ranks_are_evenly_loaded_at_sixteen_pairs_each():
         for column in columns:
             column.append(np.concatenate([np.full(prompt[g], g), rng.integers(1000, 2000, rng.integers(5, 200))]))
     lengths = measure(columns, np.array([[len(s) for s in column] for column in columns]).T, group)
-    found = split(lengths, np.arange(1024), layout="trie", attention=4e-5, ranks=64, max_tokens=16384)
+    found = split(lengths, np.arange(1024), layout="trie", pair_cost=4e-5, ranks=64, max_tokens=16384)
     assert {len(of_rank) for of_rank in found} == {1}
     loads = []
     for (part,) in found:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rmkit.data.cache import FEATURES
+from rmkit.data.cache import features
 from rmkit.evaluation import metrics, plots, report, statistics
 from rmkit.evaluation.scores import Scored
 from support.page_reader import EVIL, read, text_of
@@ -37,13 +37,15 @@ def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL
             "margin": 0.0,
             "weight": 1.0,
             "target": None,
+            "ratings": "",
+            "compared": 1.0,
             "subset": subsets[i % len(subsets)] if not lists else "chat",
             "id": f"{i // 9}/{i % 9 // 3}>{i % 3}" if lists else str(i),
             "source": f"<b>{{{{ i }}}}.jsonl:{i // 9 if lists else i}",
         }
         for i in range(n)
     ]
-    preferences = Dataset.from_list(rows, features=FEATURES)
+    preferences = Dataset.from_list(rows, features=features())
 
     def scored(seed: int) -> Scored:
         chosen, rejected = np.random.default_rng(seed).normal(size=(2, n)).astype(np.float32)

@@ -3,6 +3,6 @@
 from rmkit_kernels._backend import Kernels
 from rmkit_kernels.gather_end_tokens import gather_end_tokens
 from rmkit_kernels.gather_kv import gather_kv, kv_copies
-from rmkit_kernels.score_bt_loss import score_bt_loss
+from rmkit_kernels.score_bt_loss import bt_losses, score_bt_loss
 
-__all__ = ["Kernels", "gather_end_tokens", "gather_kv", "kv_copies", "score_bt_loss"]
+__all__ = ["Kernels", "bt_losses", "gather_end_tokens", "gather_kv", "kv_copies", "score_bt_loss"]

@@ -106,7 +106,7 @@ def _grad_scores_kernel(
 @triton.jit
 def _grad_kernel(
     grad_scores_ptr, end_hidden_ptr, weight_ptr, grad_end_hidden_ptr, grad_weight_ptr, S, H,
-    stride_es, stride_eh, stride_wh, C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr
+    stride_es, stride_eh, stride_wh, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr
 ):  # fmt: skip
     # A program owns its columns for all rows, so the weight's sum needs neither atomics nor a second launch.
     h = tl.program_id(0).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -121,22 +121,20 @@ def _grad_kernel(
         total += tl.sum(g[:, None] * x, axis=0)
         grad_ptrs = grad_end_hidden_ptr + s[:, None] * H + h[None, :]
         tl.store(grad_ptrs, (g[:, None] * w[None, :]).to(grad_end_hidden_ptr.dtype.element_ty), mask=inside)
-    if C == 2:
-        tl.store(grad_weight_ptr + h, tl.zeros([BLOCK_H], dtype=grad_weight_ptr.dtype.element_ty), mask=h < H)
-    tl.store(grad_weight_ptr + (C - 1) * H + h, total.to(grad_weight_ptr.dtype.element_ty), mask=h < H)
+    tl.store(grad_weight_ptr + h, total.to(grad_weight_ptr.dtype.element_ty), mask=h < H)
 
 
 def triton_forward(end_hidden, weight, *rest):
     """(loss, scores, stats): arguments and results of `score_bt_loss`."""
     *pairs, center, normalizer = rest
-    (S, H), N, w = end_hidden.shape, pairs[0].shape[0], weight[-1]
+    (S, H), N = end_hidden.shape, pairs[0].shape[0]
     scores = torch.empty(S, dtype=torch.float32, device=end_hidden.device)
     loss = torch.empty((), dtype=torch.float32, device=end_hidden.device)
     stats = torch.empty(5, dtype=torch.float32, device=end_hidden.device)
     pairs = [tensor.contiguous() for tensor in pairs]
     with _backend.on_device(end_hidden):
         if S > 0:
-            _score_kernel[(S,)](end_hidden, w, scores, H, *end_hidden.stride(), w.stride(0), BLOCK_H=BLOCK_H)
+            _score_kernel[(S,)](end_hidden, weight, scores, H, *end_hidden.stride(), weight.stride(0), BLOCK_H=BLOCK_H)
         _loss_kernel[(1,)](scores, *pairs, loss, stats, center, normalizer, S, N, BLOCK_N=BLOCK_N)
     return loss, scores, stats
 
@@ -144,7 +142,7 @@ def triton_forward(end_hidden, weight, *rest):
 def triton_backward(grad_loss, scores, end_hidden, weight, *rest):
     """(grad_end_hidden, grad_weight): arguments and results of `score_bt_loss_backward_reference`."""
     *pairs, center, normalizer = rest
-    (S, H), N, w = end_hidden.shape, pairs[0].shape[0], weight[-1]
+    (S, H), N = end_hidden.shape, pairs[0].shape[0]
     grad_scores = torch.empty_like(scores)
     grad_end_hidden = torch.empty((S, H), dtype=end_hidden.dtype, device=end_hidden.device)
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -153,7 +151,7 @@ def triton_backward(grad_loss, scores, end_hidden, weight, *rest):
         if S > 0:
             arguments = (grad_loss, scores, *pairs, grad_scores, center, normalizer, S, N)
             _grad_scores_kernel[(triton.cdiv(S, BACKWARD_S),)](*arguments, BLOCK_S=BACKWARD_S, BLOCK_N=BACKWARD_N)
-        arguments = (grad_scores, end_hidden, w, grad_end_hidden, grad_weight, S, H, *end_hidden.stride(), w.stride(0))
-        C = weight.shape[0]
-        _grad_kernel[(triton.cdiv(H, WEIGHT_H),)](*arguments, C=C, BLOCK_S=WEIGHT_S, BLOCK_H=WEIGHT_H)
+        strides = (*end_hidden.stride(), weight.stride(0))
+        arguments = (grad_scores, end_hidden, weight, grad_end_hidden, grad_weight, S, H, *strides)
+        _grad_kernel[(triton.cdiv(H, WEIGHT_H),)](*arguments, BLOCK_S=WEIGHT_S, BLOCK_H=WEIGHT_H)
     return grad_end_hidden, grad_weight

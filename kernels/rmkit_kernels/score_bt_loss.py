@@ -1,6 +1,6 @@
 """Scores of the end tokens, and the Bradley-Terry loss over pairs of them.
 
-    s[i] = end_hidden[i] . weight[C - 1]
+    s[i] = end_hidden[i] . weight
     d[n] = s[chosen[n]] - s[rejected[n]] - margin[n]
     l[n] = pair_weight[n] * (target[n] * softplus(-d[n]) + (1 - target[n]) * softplus(d[n]))
            + center * (s[chosen[n]] + s[rejected[n]])^2
@@ -8,11 +8,11 @@
 
     dl[n]/ds[chosen[n]]   =  v + c    where v = pair_weight * ((1 - target) * sigmoid(d) - target * sigmoid(-d))
     dl[n]/ds[rejected[n]] = -v + c          c = 2 * center * (s[chosen] + s[rejected])
-    grad_scores = those, summed per sequence, * grad_loss / normalizer;  grad_end_hidden = grad_scores x weight[C - 1];
-    grad_weight[C - 1] = grad_scores . end_hidden
+    grad_scores = those, summed per sequence, * grad_loss / normalizer;  grad_end_hidden = grad_scores x weight;
+    grad_weight = grad_scores . end_hidden
 
-Shapes: end_hidden [S, H], weight [C, H], what belongs to a pair [N]; S sequences, H hidden, C labels (1, or 2 with the
-reward at index 1), N preferences. Arithmetic is float32 from float16, bfloat16 and float32, and float64 from float64.
+Shapes: end_hidden [S, H], weight [H] (the row of the head whose label is the reward), what belongs to a pair [N];
+S sequences, H hidden, N preferences. Arithmetic is float32 from float16, bfloat16 and float32, and float64 from float64.
 Every sum runs in a fixed order, so that a run repeats bit for bit. The Triton kernels: _score_bt_loss_triton.py.
 """
 
@@ -29,19 +29,24 @@ def _widest(end_hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (end_hidden.dtype, weight.dtype) else torch.float32
 
 
+def bt_losses(s_c: Tensor, s_r: Tensor, margin: Tensor, target: Tensor, pair_weight: Tensor, center: float) -> Tensor:
+    """l[n] of N pairs with scores s_c and s_r, by the formula above, in the dtype of the scores; differentiable."""
+    d = s_c - s_r - margin.to(s_c.dtype)
+    target = target.to(s_c.dtype)
+    # softplus(x) = -logsigmoid(-x). F.softplus is linear beyond 20, an error that float64 sees.
+    nll = -(target * F.logsigmoid(d) + (1 - target) * F.logsigmoid(-d))
+    return pair_weight.to(s_c.dtype) * nll + center * (s_c + s_r).square()
+
+
 def score_bt_loss_reference(
     end_hidden, weight, chosen, rejected, margin, target, pair_weight, center, normalizer
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification, in differentiable PyTorch: arguments and results of `score_bt_loss`."""
     dtype = _widest(end_hidden, weight)
     # Not a matmul: autocast would run it in bfloat16, and TF32 may be on.
-    scores = (end_hidden.to(dtype) * weight[-1].to(dtype)).sum(-1)
+    scores = (end_hidden.to(dtype) * weight.to(dtype)).sum(-1)
     s_c, s_r = scores.index_select(0, chosen), scores.index_select(0, rejected)
-    d = s_c - s_r - margin.to(dtype)
-    target = target.to(dtype)
-    # softplus(x) = -logsigmoid(-x). F.softplus is linear beyond 20, an error that float64 sees.
-    nll = -(target * F.logsigmoid(d) + (1 - target) * F.logsigmoid(-d))
-    total = (pair_weight.to(dtype) * nll + center * (s_c + s_r).square()).sum()
+    total = bt_losses(s_c, s_r, margin, target, pair_weight, center).sum()
     stats = torch.stack([s_c.sum(), s_r.sum(), (s_c - s_r).sum(), (s_c > s_r).to(dtype).sum(), total])
     return total / normalizer, scores.detach(), stats.detach()
 
@@ -59,9 +64,8 @@ def score_bt_loss_backward_reference(
     c = 2.0 * center * (s_c + s_r)
     g = grad_loss.to(dtype) / normalizer
     grad_scores = torch.zeros_like(scores).index_add(0, chosen, g * (c + v)).index_add(0, rejected, g * (c - v))
-    grad_end_hidden = grad_scores[:, None] * weight[-1].to(dtype)
-    grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-    grad_weight[-1] = (grad_scores[:, None] * end_hidden.to(dtype)).sum(0)
+    grad_end_hidden = grad_scores[:, None] * weight.to(dtype)
+    grad_weight = (grad_scores[:, None] * end_hidden.to(dtype)).sum(0)
     return grad_end_hidden.to(end_hidden.dtype), grad_weight.to(weight.dtype)
 
 
@@ -142,7 +146,7 @@ def score_bt_loss(
 
     Args:
         end_hidden: [S, H] hidden states of the end tokens; float16, bfloat16, float32 or float64, any strides.
-        weight: [C, H] head, C = 1, or 2 with the reward at index 1 (index 0 gets a zero gradient); any of the dtypes.
+        weight: [H] row of the head that gives the reward; any of the dtypes, any stride.
         chosen, rejected: [N] rows of end_hidden, int32 or int64; a sequence may serve in many pairs. N = 0 is allowed
             (labelling: only scores are wanted), and so is S = 0.
         margin, target, pair_weight: [N] floats, constants (no gradient): see the formula at the top of this file.
@@ -174,11 +178,11 @@ def score_bt_loss(
 
 def _check(end_hidden, weight, chosen, rejected, margin, target, pair_weight, center, normalizer) -> None:
     check_float("end_hidden", end_hidden, "[S, H]")
-    check_float("weight", weight, "[C, H]")
+    check_float("weight", weight, "[H]")
     H, device = end_hidden.shape[1], end_hidden.device
-    if H == 0 or weight.shape[0] not in (1, 2) or weight.shape[1] != H or weight.device != device:
+    if H == 0 or weight.shape[0] != H or weight.device != device:
         got = f"of shape {list(weight.shape)} on {weight.device}"
-        raise ValueError(f"weight is {got}: give [1, {H}] or [2, {H}] on {device}, H at least 1")
+        raise ValueError(f"weight is {got}: give [{H}] on {device}, H at least 1")
     check_index("chosen", chosen, end_hidden)
     check_index("rejected", rejected, end_hidden)
     for name, tensor in (("margin", margin), ("target", target), ("pair_weight", pair_weight)):

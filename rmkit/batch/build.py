@@ -1,23 +1,76 @@
-"""From positions in the data to batches on the device: the planner's lists, filled with tokens."""
+"""Batches of any of a data set's items: dealt out to ranks and microbatches, filled with tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from rmkit.batch.lengths import count
+from rmkit.batch.lengths import Lengths, count
 from rmkit.batch.pairs import TokenisedPairs
-from rmkit.batch.planner import attention_weight, split
+from rmkit.batch.planner import split
 from rmkit.batch.trie import PackedBatch, pack
-from rmkit.config import BatchConfig, TrainConfig
-from rmkit.model.reward_model import RewardModel
+from rmkit.config import BatchConfig
 
 BLOCK = 1 << 16
 """Pairs that are measured at once."""
 
 
-def sides(pairs: TokenisedPairs, indices: Sequence[int]) -> list[np.ndarray]:
-    """Token sequences of some pairs: all chosen ones first, then all rejected ones, as TRL stacks them."""
-    return [pairs.chosen[i] for i in indices] + [pairs.rejected[i] for i in indices]
+@dataclass(frozen=True, kw_only=True)
+class TokenisedTexts:
+    """N conversations as token sequences, to be scored one by one."""
+
+    columns: tuple[Sequence[np.ndarray]]
+    """One column of N sequences"""
+    lengths: Lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """What a rank runs of any list of items: pairs in training and validation, lone texts in scoring."""
+
+    items: TokenisedPairs | TokenisedTexts
+    config: BatchConfig
+    pad_token_id: int
+    pair_cost: float
+    """Work of one (query, key) pair, in tokens"""
+    rank: int = 0
+    ranks: int = 1
+
+    def split(self, indices: np.ndarray) -> list[list[np.ndarray]]:
+        """The items `indices` dealt out as [rank][microbatch] arrays of them, the same number for every rank."""
+        return split(
+            self.items.lengths,
+            indices,
+            layout=self.config.layout,
+            pair_cost=self.pair_cost,
+            ranks=self.ranks,
+            max_tokens=self.config.max_tokens,
+        )
+
+    def microbatches(self, indices: np.ndarray) -> Iterator[tuple[PackedBatch, bool]]:
+        """This rank's packed batches of the items `indices`, each with whether it is the last one."""
+        parts = self.split(indices)[self.rank]
+        for i, part in enumerate(parts):
+            yield self.pack(part), i == len(parts) - 1
+
+    def pack(self, indices: np.ndarray) -> PackedBatch:
+        """One packed batch of the items `indices`; none gives the one-token batch of a rank that has nothing left.
+
+        Pairs stand as TRL stacks them: all chosen sides first, then all rejected ones.
+        """
+        columns, n = self.items.columns, len(indices)
+        sides = [columns[0][i] for i in indices]
+        comparison = {}
+        if isinstance(self.items, TokenisedPairs):
+            compared = self.items.labels["compared"][indices] > 0  # a rated response stands alone: it has one side
+            sides += [columns[1][i] for i in indices[compared]]
+            rejected = np.where(compared, n - 1 + np.cumsum(compared), np.arange(n))
+            comparison = {
+                "chosen": range(n),
+                "rejected": rejected.tolist(),
+                "labels": self.items.labels.tensors(indices),
+            }
+        return pack(sides, layout=self.config.layout, pad_token_id=self.pad_token_id, **comparison)
 
 
 def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
@@ -35,44 +88,3 @@ def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
             f"{config.layout}, the largest {largest} tokens ({pairs.source[worst]}); raise the budget, or lower "
             "--data.max-length"
         )
-
-
-def microbatches(
-    pairs: TokenisedPairs, indices: np.ndarray, config: TrainConfig, ranks: int, attention: float
-) -> list[list[np.ndarray]]:
-    """Split the global batch `indices` into [rank][microbatch] arrays of pair indices; `attention` is that of split."""
-    return split(
-        pairs.lengths,
-        indices,
-        layout=config.batch.layout,
-        attention=attention,
-        ranks=ranks,
-        max_tokens=config.batch.max_tokens,
-    )
-
-
-def attention_of(model: RewardModel) -> float:
-    """What one (query, key) pair of this model weighs, in tokens (`attention_weight`)."""
-    config, layers = model.config, model.backbone.layers
-    return attention_weight(
-        config.num_hidden_layers,
-        config.num_attention_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        sum(p.numel() for p in layers.parameters()),
-    )
-
-
-def build(pairs: TokenisedPairs, indices: np.ndarray, config: TrainConfig, pad_token_id: int) -> PackedBatch:
-    """The packed batch of some pairs; none gives the one-token batch of a rank that has nothing left."""
-    n = len(indices)
-    target = pairs.target[indices]
-    return pack(
-        sides(pairs, indices),
-        range(n),
-        range(n, 2 * n),
-        layout=config.batch.layout,
-        margin=pairs.margin[indices].tolist(),
-        target=np.where(np.isnan(target), 1.0 - config.loss.label_smoothing, target).tolist(),
-        weight=pairs.weight[indices].tolist(),
-        pad_token_id=pad_token_id,
-    )

@@ -46,9 +46,9 @@ class Counts:
     keys: np.ndarray
     """(query, key) pairs of one head: a token at position p sees p + 1 keys"""
 
-    def load(self, attention: float) -> np.ndarray:
-        """Work in tokens, float64 [P], where one (query, key) pair is worth `attention` of them."""
-        return self.tokens + attention * self.keys
+    def load(self, pair_cost: float) -> np.ndarray:
+        """Work in tokens, float64 [P], where one (query, key) pair is worth `pair_cost` of them."""
+        return self.tokens + pair_cost * self.keys
 
 
 def measure(

@@ -13,10 +13,13 @@ import numpy as np
 from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
+from rmkit.batch.labels import PairLabels
 from rmkit.batch.lengths import Lengths, measure
 from rmkit.batch.trie import common_prefix
 from rmkit.config import DataConfig
 from rmkit.data import tokenizer as contract
+from rmkit.data.forms import LABELS
+from rmkit.data.ratings import table as rating_table
 from rmkit.data.tokenizer import encode, render
 
 KEPT, STOP, OVERLONG, SAME, NO_TOKEN, ENDS_IN_PAD = range(6)
@@ -65,16 +68,18 @@ class TokenisedPairs:
     rejected: TokenColumn
     group: np.ndarray
     """int64: equal where the prompt is equal"""
-    margin: np.ndarray
-    target: np.ndarray
-    """float64; NaN where the row gave none"""
-    weight: np.ndarray
+    labels: PairLabels
+    """float64, on the CPU"""
     lengths: Lengths
     """Of both sides of each pair, for the planner"""
     source: SequenceOf[str]
     """Where each preference comes from: "file:line" or "set:row" """
     dropped: dict[str, int] = field(default_factory=dict)
     """Pairs that were left out, by reason"""
+
+    @property
+    def columns(self) -> tuple[SequenceOf[np.ndarray], SequenceOf[np.ndarray]]:
+        return self.chosen, self.rejected
 
     def __len__(self) -> int:
         return len(self.group)
@@ -86,10 +91,12 @@ def tokenise(
     data: DataConfig,
     max_length: int,
     say: Callable[[str], None],
+    objectives: SequenceOf[str] = (),
 ) -> TokenisedPairs:
     """Tokenise both sides of every preference once, through `datasets` map with its cache and worker processes.
 
     Pairs over `max_length` are treated as --data.overlong says; whatever is dropped is counted by reason and said.
+    `objectives` are those whose ratings are read; without any, a rated response that stands alone is refused.
     Raises ValueError on the first over-long pair (--data.overlong error), on a conversation that the chat template
     refuses, and where no pair is left.
     """
@@ -146,12 +153,26 @@ def tokenise(
         rejected=sides[1],
         group=group,
         lengths=measure(sides, length, group, columns.column("shared").to_numpy()[rows]),
-        margin=columns.column("margin").to_numpy()[rows],
-        target=columns.column("target").to_numpy()[rows],
-        weight=columns.column("weight").to_numpy()[rows],
+        labels=_labels(table, rows, objectives, say),
         source=table.select(rows)["source"],
         dropped=dropped,
     )
+
+
+def _labels(table: Dataset, rows: np.ndarray, objectives: SequenceOf[str], say: Callable[[str], None]) -> PairLabels:
+    """The labels of the pairs that were kept, float64, NaN where a row gives none."""
+    columns = {name: table.data.column(name).to_numpy()[rows].astype(np.float64) for name in (*LABELS, "compared")}
+    if not objectives and (alone := np.flatnonzero(columns["compared"] == 0)).size:
+        raise ValueError(
+            f"{table[int(rows[alone[0]])]['source']}: it is a rated response, compared with nothing; set --model.head "
+            "multi and name its --model.objectives, or leave such rows out"
+        )
+    if objectives:
+        held = table.select_columns(["ratings"]).select(rows)["ratings"]
+        columns["ratings"], others = rating_table(held, objectives)
+        if others:
+            say(f"ratings that no objective names are not used: {', '.join(sorted(others))}")
+    return PairLabels(columns)
 
 
 def _features(preferences: Dataset) -> Features:
@@ -168,14 +189,15 @@ def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: i
         rows["prompt"], rows["chosen"], rows["rejected"], rows["source"], strict=True
     ):
         try:
-            texts += [render(tokenizer, [*prompt, *chosen]), render(tokenizer, [*prompt, *rejected])]
+            # A rated response alone has no other side; it stands in for it, and takes no second place in a trie.
+            texts += [render(tokenizer, [*prompt, *chosen]), render(tokenizer, [*prompt, *(rejected or chosen)])]
         except jinja2.TemplateError as error:
             raise ValueError(f"{source}: the chat template refuses this conversation: {error}") from error
         digest = hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).digest()
         out["group"].append(int.from_bytes(digest, "big", signed=True))
     ids = encode(tokenizer, texts)
-    for chosen, rejected in zip(ids[::2], ids[1::2], strict=True):
-        reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong)
+    for chosen, rejected, compared in zip(ids[::2], ids[1::2], rows["compared"], strict=True):
+        reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong, compared > 0)
         sides = np.array(chosen, np.int32), np.array(rejected, np.int32)
         out["reason"].append(reason)
         out["chosen_ids"].append(sides[0])
@@ -185,7 +207,7 @@ def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: i
 
 
 def _fit(
-    chosen: list[int], rejected: list[int], pad: int, max_length: int, overlong: str
+    chosen: list[int], rejected: list[int], pad: int, max_length: int, overlong: str, compared: bool
 ) -> tuple[int, list[int], list[int]]:
     """KEPT, STOP or the reason why a pair is dropped, and its sides, cut if so asked."""
     if max(len(chosen), len(rejected)) > max_length:
@@ -195,7 +217,7 @@ def _fit(
             return STOP, chosen, rejected
         kept = slice(max_length) if overlong == "keep-start" else slice(-max_length, None)
         chosen, rejected = chosen[kept], rejected[kept]
-    if chosen == rejected:
+    if compared and chosen == rejected:
         return SAME, [], []
     if not chosen or not rejected:
         return NO_TOKEN, [], []

@@ -84,7 +84,7 @@ def _whole_groups(groups: np.ndarray, sizes: np.ndarray, pairs: int) -> Iterator
         yield np.array([g for g, _ in waiting], np.int64)
 
 
-def attention_weight(layers: int, heads: int, head_dim: int, parameters: int) -> float:
+def pair_cost_of(layers: int, heads: int, head_dim: int, parameters: int) -> float:
     """Work of one (query, key) pair of all layers, in tokens: 4 * layers * heads * head_dim FLOPs (the dot product and
     its share of the weighted sum, a multiplication and an addition for each component) over the 2 FLOPs of each of the
     `parameters` of the layers that a token takes.
@@ -108,11 +108,11 @@ class _Plan:
 
 
 def split(
-    lengths: Lengths, items: np.ndarray, *, layout: Layout, attention: float, ranks: int, max_tokens: int
+    lengths: Lengths, items: np.ndarray, *, layout: Layout, pair_cost: float, ranks: int, max_tokens: int
 ) -> list[list[np.ndarray]]:
     """Split a global batch, `items` int64 [N], into [rank][microbatch] arrays of them, every rank with the same number.
 
-    The unit is the prompt group, cut where it is over `max_tokens`. Its load is its tokens plus `attention` times its
+    The unit is the prompt group, cut where it is over `max_tokens`. Its load is its tokens plus `pair_cost` times its
     (query, key) pairs: longest unit first onto the lightest microbatch, as few of them as fit (where they are 64 or
     more, up to 2 % more). A group heavier than the mean load of a microbatch, or nearly (`SHARES`), is cut too, and its
     prompt computed in each piece, where that makes the step shorter; it never does on one rank, except under padded,
@@ -127,18 +127,18 @@ def split(
             f"--batch.max-tokens {max_tokens}: one pair takes {largest} tokens; "
             "raise the budget, or lower --data.max-length"
         )
-    plan = _plan(counts, layout, attention, ranks, max_tokens)
-    mean = counts.load(attention).sum() / (ranks * plan.microbatches)
+    plan = _plan(counts, layout, pair_cost, ranks, max_tokens)
+    mean = counts.load(pair_cost).sum() / (ranks * plan.microbatches)
     for share in SHARES:
-        whole = counts.load(attention)[np.bincount(unit) == 1].max(initial=0)
+        whole = counts.load(pair_cost)[np.bincount(unit) == 1].max(initial=0)
         if plan.duration <= NEAR * max(whole, mean * plan.microbatches):
             break
 
         def times(units: Counts, limit: float = share * mean) -> np.ndarray:
-            return np.maximum(units.tokens / max_tokens, units.load(attention) / limit)
+            return np.maximum(units.tokens / max_tokens, units.load(pair_cost) / limit)
 
         finer, of_finer = _cut(lengths, items, layout, unit, counts, times)
-        other = _plan(of_finer, layout, attention, ranks, max_tokens)
+        other = _plan(of_finer, layout, pair_cost, ranks, max_tokens)
         if other.duration < plan.duration:
             unit, counts, plan = finer, of_finer, other
     slot = plan.slot[unit]
@@ -171,8 +171,8 @@ def _cut(
         counts = count(lengths, items, unit, int(pieces.sum()), layout)
 
 
-def _plan(counts: Counts, layout: Layout, attention: float, ranks: int, max_tokens: int) -> _Plan:
-    load = counts.load(attention)
+def _plan(counts: Counts, layout: Layout, pair_cost: float, ranks: int, max_tokens: int) -> _Plan:
+    load = counts.load(pair_cost)
     microbatches = max(1, -(-int(counts.tokens.sum()) // (ranks * max_tokens)))
     while True:
         batch = _lightest_first(load, ranks * microbatches)
@@ -180,7 +180,7 @@ def _plan(counts: Counts, layout: Layout, attention: float, ranks: int, max_toke
         if batches.tokens.max() <= max_tokens:
             break
         microbatches += 1 + microbatches // 64
-    slot, duration = _dealt(batches.load(attention), ranks)
+    slot, duration = _dealt(batches.load(pair_cost), ranks)
     return _Plan(slot=slot[batch], microbatches=microbatches, duration=duration)
 
 

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmkit.batch.labels import PairLabels, default_labels
+
 Layout = Literal["trie", "packed", "padded"]
 
 
@@ -92,12 +94,8 @@ class PackedBatch:
     """int64 [N]: sequence that is preferred"""
     rejected: Tensor
     """int64 [N]"""
-    margin: Tensor
-    """float32 [N]"""
-    target: Tensor
-    """float32 [N]: probability that chosen wins"""
-    weight: Tensor
-    """float32 [N]"""
+    labels: PairLabels
+    """Of the N preferences, as tensors"""
 
     @property
     def tokens(self) -> int:
@@ -113,6 +111,8 @@ class PackedBatch:
 def _moved(value, device: torch.device):
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, PairLabels):
+        return value.to(device)
     if isinstance(value, Segments):
         return replace(value, made={}, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)[:3]})
     if isinstance(value, Ends):
@@ -252,14 +252,13 @@ def pack(
     rejected: Sequence[int] = (),
     *,
     layout: Layout = "trie",
-    margin: Sequence[float] | None = None,
-    target: Sequence[float] | None = None,
-    weight: Sequence[float] | None = None,
+    labels: PairLabels | None = None,
     pad_token_id: int = 0,
 ) -> PackedBatch:
     """Lay S token sequences (one-dimensional, non-empty, non-negative ids) out for one forward pass.
 
-    `chosen` and `rejected` are N indices into the sequences; margin, target and weight default to 0, 1 and 1.
+    `chosen` and `rejected` are N indices into the sequences, `labels` those of the N pairs as tensors (by default those
+    of rows that give none).
     No sequence at all gives the batch that a rank with nothing left runs: one padding token, no ends.
     `pad_token_id` fills the rectangle of the padded layout. Raises ValueError on an empty sequence.
     """
@@ -281,7 +280,5 @@ def pack(
         flat_tokens=sum(lengths[i] for i in compared),
         chosen=torch.tensor(chosen, dtype=torch.int64),
         rejected=torch.tensor(rejected, dtype=torch.int64),
-        margin=torch.tensor([0.0] * n if margin is None else margin, dtype=torch.float32),
-        target=torch.tensor([1.0] * n if target is None else target, dtype=torch.float32),
-        weight=torch.tensor([1.0] * n if weight is None else weight, dtype=torch.float32),
+        labels=default_labels(n) if labels is None else labels,
     )

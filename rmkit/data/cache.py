@@ -14,25 +14,11 @@ from datasets import Dataset, Value
 from rmkit.data.fields import names as fields_of
 from rmkit.data.fields import show
 from rmkit.data.files import read_rows
-from rmkit.data.forms import NEEDS, Form, detect, preferences
+from rmkit.data.forms import LABELS, NEEDS, Form, detect, preferences
 from rmkit.data.named import NAMED
 
 DEMO = "demo"
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
-FEATURES = datasets.Features(
-    {
-        "prompt": _MESSAGES,
-        "chosen": _MESSAGES,
-        "rejected": _MESSAGES,
-        "margin": Value("float64"),
-        "weight": Value("float64"),
-        "target": Value("float64"),
-        "subset": Value("string"),
-        "id": Value("string"),
-        "source": Value("string"),
-    }
-)
-_NOTHING = {"prompt": [], "chosen": [], "rejected": [], "margin": 0.0, "weight": 0.0, "target": None, "subset": ""}
 
 Row = dict[str, Any]
 Found = Iterator[tuple[str, Row | str]]  # number of line, index or row; a preference, or why there is none
@@ -55,6 +41,23 @@ class Source:
     split: str = ""
 
 
+def features() -> datasets.Features:
+    """Columns of the cached preferences. (A function: a program may add to LABELS.)"""
+    return datasets.Features(
+        {
+            "prompt": _MESSAGES,
+            "chosen": _MESSAGES,
+            "rejected": _MESSAGES,
+            **{label: Value("float64") for label in LABELS},
+            "ratings": Value("string"),
+            "compared": Value("float64"),
+            "subset": Value("string"),
+            "id": Value("string"),
+            "source": Value("string"),
+        }
+    )
+
+
 def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]]:
     """The cached preferences of one source and the report on it: form, rows, dropped (reason -> count).
 
@@ -65,7 +68,7 @@ def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]
     datasets.disable_progress_bars()
     try:
         kwargs = {"source": asdict(source), "rows": rows, "code": _code()}
-        built = Dataset.from_generator(_examples, features=FEATURES, gen_kwargs=kwargs)
+        built = Dataset.from_generator(_examples, features=features(), gen_kwargs=kwargs)
     except datasets.exceptions.DatasetGenerationError as error:
         if type(error.__cause__) is ValueError:
             raise ValueError(str(error.__cause__)) from None
@@ -80,8 +83,8 @@ def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]
 
 
 def _code() -> str:
-    """Hash of this package: cached preferences of another version are never taken for its own."""
-    digest = hashlib.blake2b(digest_size=8)
+    """Hash of this package and of the columns: cached preferences of another version are never taken for its own."""
+    digest = hashlib.blake2b(repr(LABELS).encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -98,12 +101,14 @@ def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
             report["dropped"][reason] += 1
         else:
             yield {**preference, "source": f"{origin.shown}:{number}"}
-    yield {**_NOTHING, "id": json.dumps(report), "source": ""}
+    nothing = dict.fromkeys(features(), "") | {side: [] for side in ("prompt", "chosen", "rejected")}
+    yield {**nothing, "compared": 0.0, **dict.fromkeys(LABELS), "id": json.dumps(report)}
 
 
 def _flaw(preference: Row) -> str:
     """Why a preference teaches nothing; "" where it does."""
-    for side in (preference["chosen"], preference["rejected"]):
+    sides = [preference["chosen"], preference["rejected"]] if preference["compared"] else [preference["chosen"]]
+    for side in sides:
         if not side or not side[-1]["content"].strip():
             return "empty response"
     return "identical chosen and rejected" if preference["chosen"] == preference["rejected"] else ""

@@ -15,6 +15,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from rmkit.data.forms import LABELS
+
 LETTERS = "abcdefghijkl"
 TRAIN_PROMPTS, TEST_PROMPTS = 26000, 300
 WRONG_ANSWERS = 3
@@ -49,9 +51,9 @@ def _preference(letters: str, wrong: str, name: str) -> dict:
         "prompt": [{"role": "user", "content": f"reverse {letters}"}],
         "chosen": [{"role": "assistant", "content": letters[::-1]}],
         "rejected": [{"role": "assistant", "content": wrong}],
-        "margin": 0.0,
-        "weight": 1.0,
-        "target": None,
+        **{column: label.default for column, label in LABELS.items()},
+        "ratings": "",
+        "compared": 1.0,
         "subset": f"{len(letters)} letters",
         "id": name,
     }

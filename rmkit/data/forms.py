@@ -1,17 +1,21 @@
 """The forms a row of preference data can have, and the preferences it stands for. Pure functions of one row.
 
-A normalised preference is `{"prompt", "chosen", "rejected"}` (lists of `{"role", "content"}`), `margin` (0.0), `weight`
-(1.0), `target` (probability that chosen wins; None where the row gives none), `subset` and `id` ("").
+A normalised preference is `{"prompt", "chosen", "rejected"}` (lists of `{"role", "content"}`), a number for each of
+`LABELS`, `ratings` (JSON, or ""), `compared` (1.0; 0.0 for a rated response alone, whose `rejected` is empty), `subset`
+and `id` ("").
 Of a message only role and content are used. A field that is null counts as absent. Every ValueError names the field
 and what was found; file and line are the caller's to add.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rmkit.data.fields import MOST, Message, entries, messages, name, names, number, show, text
+from rmkit.data.ratings import is_rated, of_sides, rated_responses
 
 Form = Literal[
     "explicit prompt",
@@ -20,6 +24,7 @@ Form = Literal[
     "HALOs pairwise_feedback",
     "ranked responses",
     "response lists",
+    "rated responses",
 ]
 
 NEEDS: dict[str, str] = {
@@ -29,6 +34,7 @@ NEEDS: dict[str, str] = {
     "HALOs pairwise_feedback": 'type "pairwise_feedback", prompt, output_A, output_B and label',
     "ranked responses": "prompt, responses, and ranks (1 is best) or scores (higher is better)",
     "response lists": "prompt, chosen and rejected as lists of texts",
+    "rated responses": 'prompt, response and ratings ({"helpful": 3, ..}), or lists of both (responses, ratings)',
 }
 
 _NOT_PAIRS = {
@@ -39,6 +45,24 @@ _NOT_PAIRS = {
 
 # A marker with nothing behind it is an empty turn (HH has some), so the blank after the colon is not part of it.
 _MARKER = re.compile(r"\n\n(Human|Assistant):(?=\s|\Z)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """A number that a row may give for its pair, under the name of its column."""
+
+    default: float | None = None
+    """Where the row gives none; None leaves it to the loss (NaN there)"""
+    low: float = -math.inf
+    high: float = math.inf
+
+
+LABELS: dict[str, Label] = {
+    "margin": Label(default=0.0),
+    "weight": Label(default=1.0, low=0.0),
+    "target": Label(low=0.0, high=1.0),
+}
+"""Every numeric column of a pair. A new one is a line here; a loss finds it in `labels[NAME]` (rmkit.model.loss)."""
 
 Pair = tuple[str, list[Message], list[Message], list[Message]]  # suffix of the id, prompt, chosen, rejected
 
@@ -55,6 +79,8 @@ def detect(row: Any) -> Form:
     kind = row.get("type")
     if kind == "pairwise_feedback":
         return "HALOs pairwise_feedback"
+    if is_rated(row):
+        return "rated responses"
     if {"chosen", "rejected"} <= found:
         sides = (row["chosen"], row["rejected"])
         if "prompt" in found:
@@ -86,23 +112,32 @@ def preferences(row: dict[str, Any], form: Form) -> list[dict[str, Any]]:
     """
     if form not in get_args(Form):
         raise ValueError(f"form {form!r}: need one of {', '.join(get_args(Form))}")
-    margin, weight, target = (row.get(field) for field in ("margin", "weight", "target"))
     listed = form == "response lists"
     part = "domain" if listed and row.get("subset") is None else "subset"  # RM-Bench says domain
     common = {
-        "margin": 0.0 if margin is None else number(margin, "margin"),
-        "weight": 1.0 if weight is None else number(weight, "weight", low=0.0),
-        "target": None if target is None else number(target, "target", low=0.0, high=1.0),
+        **{name: _label(row, name, label) for name, label in LABELS.items()},
         "subset": name(row.get(part), part),
     }
     field = "prompt_id" if form == "HALOs pairwise_feedback" and row.get("id") is None else "id"
     row_id = name(row.get(field), field)
+    # Lists keep their places without an id too: rmkit.evaluate puts such rows together again.
     numbered = bool(row_id) or listed
+    if form == "rated responses":
+        return [
+            {**common, "compared": 0.0, "ratings": ratings, "prompt": prompt, "chosen": response, "rejected": []}
+            | {"id": row_id + suffix * numbered}
+            for suffix, prompt, response, ratings in rated_responses(row)
+        ]
+    common |= {"compared": 1.0, "ratings": "" if form in _SEVERAL else of_sides(row)}
     return [
-        # Lists keep their places without an id too: rmkit.evaluate puts such rows together again.
         {"prompt": prompt, "chosen": chosen, "rejected": rejected, **common, "id": row_id + suffix * numbered}
         for suffix, prompt, chosen, rejected in _PAIRS[form](row)
     ]
+
+
+def _label(row: dict[str, Any], name: str, label: Label) -> float | None:
+    value = row.get(name)
+    return label.default if value is None else number(value, name, label.low, label.high)
 
 
 def _explicit(row: dict[str, Any]) -> Iterator[Pair]:
@@ -238,6 +273,10 @@ _PAIRS = {
     "ranked responses": _ranked,
     "response lists": _lists,
 }
+
+
+_SEVERAL = ("ranked responses", "response lists")
+"""Forms whose row stands for many pairs: a response would be rated once for each of them"""
 
 
 def _is_texts(value: Any) -> bool:

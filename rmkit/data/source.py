@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import pyarrow
 from datasets import Dataset, DatasetDict
 
 from rmkit.data.cache import DEMO, Source, build
@@ -28,27 +29,40 @@ Say = Callable[[str], None]
 _FILE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)[-_.]")
 
 
-def load(names: tuple[str, ...], split: Split, console_print: Say) -> Dataset:
-    """The preferences of all names in their order, with the columns of cached.FEATURES.
+def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | Dataset | None = None) -> Dataset:
+    """The preferences of all names in their order, with the columns of `cache.features`.
 
-    Prints one line per source: form, rows, preferences, and what was dropped by reason. The column `source` says
-    "file:line", "file:index" (JSON array) or "set:row".
+    `rows` that a Python program holds are read in place of the names. Says one line per source: form, rows,
+    preferences, and what was dropped by reason. The column `source` says "file:line", "file:index" (JSON array) or
+    "set:row".
 
     Raises:
         ValueError: a name that is nothing, a source that cannot be read, a bad row (file, line and field are named),
             or no preference left.
     """
+    if rows is None:
+        sources = (source for name in names for source in _sources(name, split, say))
+    else:
+        sources = [(Source(shown=f"{split} rows"), _in_memory(rows, split))]
     parts, lines = [], []
-    for given in names:
-        for source, rows in _sources(given, split, console_print):
-            part, report = build(source, rows)
-            lines.append(_line(source.shown, len(part), report))
-            console_print(lines[-1])
-            if len(part):
-                parts.append(part)
+    for source, opened in sources:
+        part, report = build(source, opened)
+        lines.append(_line(source.shown, len(part), report))
+        say(lines[-1])
+        if len(part):
+            parts.append(part)
     if not parts:
         raise ValueError(f"--data.{split}: no preference is left ({'. '.join(lines) or 'no source was given'})")
     return datasets.concatenate_datasets(parts)
+
+
+def _in_memory(rows: Sequence[dict] | Dataset, split: Split) -> Dataset:
+    if isinstance(rows, Dataset):
+        return rows
+    try:
+        return Dataset.from_list(list(rows))
+    except (pyarrow.ArrowException, TypeError, AttributeError) as error:
+        raise ValueError(f"{split} rows: they are no table of preferences ({_words(error)})") from None
 
 
 def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def score_pairs(
     shown = time.perf_counter()
     for start in range(0, len(mine), CHUNK):
         chunk = mine[start : start + CHUNK]
-        scores[chunk] = scorer.score([sequences[i] for i in chunk], group[chunk])
+        scores[chunk] = scorer.score_tokens([sequences[i] for i in chunk], group[chunk])
         if time.perf_counter() - shown > terminal.LINE_SECONDS:
             shown = time.perf_counter()
             say(f"scored {start + len(chunk):,} of {len(mine):,} conversations")

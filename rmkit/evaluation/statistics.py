@@ -6,7 +6,10 @@ A tie (equal scores) counts as wrong, as HALOs and RewardBench count it, and is 
 """
 
 import numpy as np
+import torch
 from scipy import stats
+
+from rmkit_kernels import bt_losses
 
 LEVEL = 0.95
 """Coverage of every interval."""
@@ -42,9 +45,8 @@ def losses(
 ) -> np.ndarray:
     """Loss of each pair, float64 [N], as training has it: -log sigmoid(chosen - rejected) where the rows give no
     margin, target (NaN) or weight."""
-    d = chosen.astype(np.float64) - rejected - margin
-    p = np.where(np.isnan(target), 1.0, target)
-    return weight * (p * np.logaddexp(0.0, -d) + (1.0 - p) * np.logaddexp(0.0, d))
+    asked = (chosen, rejected, margin, np.where(np.isnan(target), 1.0, target), weight)
+    return bt_losses(*(torch.from_numpy(np.asarray(x, np.float64)) for x in asked), center=0.0).numpy()
 
 
 def summary(chosen: np.ndarray, rejected: np.ndarray, loss: np.ndarray) -> dict:

@@ -67,7 +67,7 @@ def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
     """The line of a chunk for the spool. ValueError where a score is no number, with the sample that has it."""
     lengths = np.array([len(sequence) for sequence in chunk.sequences])
     fits = np.flatnonzero((lengths > 0) & (lengths <= scorer.max_length))
-    found = scorer.score([chunk.sequences[i] for i in fits], chunk.group[fits])
+    found = scorer.score_tokens([chunk.sequences[i] for i in fits], chunk.group[fits])
     distinct: list[float | None] = [None] * len(lengths)
     for i, score in zip(fits.tolist(), found.tolist(), strict=True):
         if not np.isfinite(score):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from rmkit.config import DEMO, TrainConfig
 from rmkit.errors import brief
 from rmkit.model import attention
+from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
@@ -82,9 +83,9 @@ def build_model(
     tokenizer gained a pad token. Raises ValueError on a checkpoint that is none or not whole.
     """
     name = config.model.name
-    labels = 1 if config.model.head == "scalar" else 2
-    kept = None if name == DEMO else saved_labels(architecture, name)
-    architecture.num_labels = kept or labels
+    kept = None if name == DEMO else saved_head(architecture, name)
+    head = kept or fresh_head(config.model)
+    architecture.num_labels = len(head.labels)
     architecture.pad_token_id = pad_token_id
     architecture.use_cache = False
     for dropout in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
@@ -99,17 +100,18 @@ def build_model(
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
         classifier.resize_token_embeddings(vocabulary, mean_resizing=False)
     if kept is None:
-        _draw_head(classifier, config.seed)
+        draw(classifier, config.seed)
         say(f"{config.model.head} head drawn from seed {config.seed}")
     else:
-        say(f"{name} brings a head of {kept} label{'s' if kept > 1 else ''}; it is kept")
+        count = len(head.labels)
+        say(f"{name} brings a head of {count} label{'s' if count > 1 else ''}; it is kept")
     classifier.config.problem_type = "regression"
     if config.model.gradient_checkpointing:
         classifier.gradient_checkpointing_enable({"use_reentrant": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
-    return RewardModel(classifier, bf16=bf16, kernels=config.model.kernels)
+    return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels)
 
 
 def implementation(layout: str, architecture: PretrainedConfig) -> str:
@@ -144,8 +146,12 @@ def load_classifier(
     return classifier
 
 
-def saved_labels(architecture: PretrainedConfig, name: str) -> int | None:
-    """Labels of the head that a checkpoint brings; None where it is a causal LM, whose head must be drawn."""
+def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
+    """The head that a checkpoint brings; None where it is a causal LM, whose head must be drawn.
+
+    rmkit.json says what its labels mean; without one, 1 or 2 labels are read as HALOs saves them. Raises ValueError
+    where there are more, or where the two do not fit.
+    """
     kinds = architecture.architectures or [""]
     if not isinstance(kinds, list) or not isinstance(kinds[0], str):
         raise ValueError(f"--model.name {name}: its config.json gives {kinds!a} as architectures, need a class name")
@@ -157,11 +163,26 @@ def saved_labels(architecture: PretrainedConfig, name: str) -> int | None:
             "give a causal LM, a sequence classifier or a folder that rmkit wrote"
         )
     labels = _labels_in_weights(Path(name)) or architecture.num_labels
-    if labels not in (1, 2):
+    described = _described_head(Path(name) / "rmkit.json", labels)
+    head = described or plain_head(labels)
+    if head is None:
         raise ValueError(
-            f"--model.name {name}: its head has {labels} labels; a reward model has 1, or 2 as HALOs saves them"
+            f"--model.name {name}: its head has {labels} labels; a reward model has 1, or 2 as HALOs saves them, or "
+            "an rmkit.json beside it that says what they mean"
         )
-    return labels
+    return head
+
+
+def _described_head(file: Path, labels: int) -> Head | None:
+    """The head as rmkit.json describes it; None where it does not."""
+    if not file.is_file():
+        return None
+    try:
+        contract = json.loads(file.read_text())
+        held = contract.get("head") if isinstance(contract, dict) else None
+        return None if held is None else from_json(held, labels)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: the head cannot be read ({brief(error)}); restore the file or delete it") from error
 
 
 def _shards(folder: Path) -> dict[str, str] | None:
@@ -191,15 +212,6 @@ def _labels_in_weights(folder: Path) -> int | None:
             return tensors.get_slice("score.weight").get_shape()[0] if held else None
     except SafetensorError as error:
         raise ValueError(f"--model.name {folder}: {file.name} is damaged or cut short ({error})") from error
-
-
-def _draw_head(classifier: PreTrainedModel, seed: int) -> None:
-    """Normal(0, initializer_range), as transformers, TRL and HALOs draw it, but from the seed alone."""
-    weight = classifier.score.weight
-    spread = getattr(classifier.config, "initializer_range", 0.02)
-    drawn = torch.empty(weight.shape).normal_(0.0, spread, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        weight.copy_(drawn)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from rmkit.batch.planner import pair_cost_of
 from rmkit.batch.trie import PackedBatch
-from rmkit_kernels import Kernels, gather_end_tokens, score_bt_loss
+from rmkit.config import LossConfig
+from rmkit.model.head import Head, plain_head
+from rmkit.model.loss import Comparison, compare
+from rmkit_kernels import Kernels, gather_end_tokens
 
 
 class RewardModel(nn.Module):
@@ -22,9 +26,18 @@ class RewardModel(nn.Module):
     parameter keeps its name.
     """
 
-    def __init__(self, classifier: PreTrainedModel, *, bf16: bool = False, kernels: Kernels = "auto") -> None:
+    def __init__(
+        self,
+        classifier: PreTrainedModel,
+        head: Head | None = None,
+        *,
+        bf16: bool = False,
+        kernels: Kernels = "auto",
+    ) -> None:
+        """`head` says what the classifier's labels mean; by default what their number says."""
         super().__init__()
         self.classifier = classifier
+        self.head = head or plain_head(classifier.config.num_labels)
         self.bf16 = bf16
         self.kernels = kernels
         self._batch: PackedBatch | None = None
@@ -51,14 +64,22 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return self.classifier.device
 
-    def forward(
-        self, batch: PackedBatch, center: float = 0.0, normalizer: float = 1.0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run S sequences and compare N pairs of them.
+    @property
+    def pair_cost(self) -> float:
+        """Work of one (query, key) pair of this model, in tokens (`pair_cost_of`)."""
+        config, layers = self.config, self.backbone.layers
+        return pair_cost_of(
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            sum(p.numel() for p in layers.parameters()),
+        )
 
-        Returns the loss (float32 scalar: the sum over the N pairs divided by `normalizer`), the scores (float32 [S])
-        and their statistics (float32 [5]: sums of chosen score, rejected score, margin, correct, undivided loss).
-        """
+    def forward(
+        self, batch: PackedBatch, loss: LossConfig | None = None, normalizer: float = 1.0
+    ) -> Comparison | Tensor:
+        """Run S sequences; with a loss, compare the batch's N pairs by it (the sum over them is divided by
+        `normalizer`). Without one: the scores of all C labels, float32 [S, C]."""
         extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
         self._batch = batch
         try:
@@ -69,21 +90,13 @@ class RewardModel(nn.Module):
                     position_ids=batch.position_ids,
                     use_cache=False,
                     **extra,
-                ).last_hidden_state
+                ).last_hidden_state[0]
         finally:
             self._batch = self._last_input = None
-        return score_bt_loss(
-            ends[0],
-            self.classifier.score.weight,
-            batch.chosen,
-            batch.rejected,
-            batch.margin,
-            batch.target,
-            batch.weight,
-            center,
-            normalizer,
-            kernels=self.kernels,
-        )
+        weight = self.classifier.score.weight
+        if loss is None:
+            return self.head.scores(ends, weight)
+        return compare(ends, weight, self.head, batch, loss, normalizer, self.kernels)
 
     def _gather(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """[1, S, H] end tokens of [1, T, H] rows or of a [S, Lmax, H] rectangle."""
@@ -123,8 +136,3 @@ def _cast_once(part: nn.Module, inputs: tuple, extra: dict) -> tuple[tuple, dict
     if inputs:
         return (inputs[0].to(dtype), *inputs[1:]), extra
     return inputs, {**extra, "hidden_states": extra["hidden_states"].to(dtype)}
-
-
-def score_index(config: PretrainedConfig) -> int:
-    """Which logit is the reward: the only one, or index 1 of two (HALOs)."""
-    return config.num_labels - 1

@@ -29,7 +29,8 @@ from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import gathered, in_float32
 from rmkit.errors import AgreedError
 from rmkit.model import attention
-from rmkit.model.reward_model import RewardModel, score_index
+from rmkit.model.head import to_json
+from rmkit.model.reward_model import RewardModel
 from rmkit.storage.atomic import files_below, flush, written_folder
 
 SELF_CHECK = (
@@ -122,7 +123,7 @@ def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: Tra
             "bos": "as the chat template renders it; none is added",
             "max_length": max_length,
             "overlong": config.data.overlong,
-            "score_index": score_index(model.config),
+            "head": to_json(model.head),
             "self_check": {"texts": texts, "scores": scores},
         },
     )
@@ -155,7 +156,7 @@ def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
     taken.config.save_pretrained(folder)
     taken.tokenizer.save_pretrained(folder)
     # transformers leaves out its default of two labels, which other readers do not know.
-    labels = [f"LABEL_{i}" for i in range(taken.config.num_labels)]
+    labels = taken.contract["head"]["labels"]
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     _amend(folder / "config.json", lambda old: _both_spellings({**old, **named}))
     # transformers 4 does not know the class name that transformers 5 writes, and reads the template inline only.
@@ -234,9 +235,9 @@ def _short(scores: list[float]) -> str:
 
 
 def score_texts(model: RewardModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[float]:
-    """Scores of rendered texts in float32 arithmetic, in one batch of the model's own layout."""
+    """Rewards of rendered texts in float32 arithmetic, in one batch of the model's own layout."""
     sequences = [np.array(ids) for ids in encode(tokenizer, texts)]
     layout = "trie" if model.config._attn_implementation == attention.NAME else "padded"
     batch = pack(sequences, layout=layout, pad_token_id=tokenizer.pad_token_id).to(model.device)
     with in_float32(model), torch.no_grad():
-        return model(batch)[1].tolist()
+        return model.head.rewards(model(batch)).tolist()

@@ -15,7 +15,7 @@ RESULTS = ("FINAL", "checkpoints", "metrics.jsonl")
 
 SAME = {
     "": ("seed",),
-    "model": ("name", "head"),
+    "model": ("name", "head", "objectives"),
     "data": ("train", "max_length", "overlong", "shuffle"),
     "batch": ("pairs", "group"),
     "optim": ("decay_all",),

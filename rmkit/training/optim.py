@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rmkit.config import OptimConfig
 from rmkit.distributed.sharding import gathered
@@ -39,10 +39,10 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr
 
 
-def clip(model: nn.Module, max_norm: float) -> float:
-    """Scale the gradients to a global norm of at most `max_norm` (0: leave them); the norm before, as a float.
+def clip(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients to a global norm of at most `max_norm` (0: leave them); the norm before, on the device.
 
     The norm is that of all ranks' gradients together, sharded or not.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
-    return float(gathered(norm))
+    return gathered(norm)

@@ -1,0 +1,91 @@
+"""What a training reads before it reads the weights: architecture, tokenizer, head and pairs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rmkit.batch.build import check_budget
+from rmkit.batch.pairs import TokenisedPairs, tokenise
+from rmkit.config import DEMO, TrainConfig
+from rmkit.data import demo, source
+from rmkit.data.tokenizer import load_tokenizer
+from rmkit.model.head import Head, fresh_head
+from rmkit.model.loss import loss_of
+from rmkit.model.pretrained import check_length, load_config, saved_head
+
+DEFAULT_LENGTH = 2048
+"""Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""
+
+Rows = Sequence[dict] | Dataset
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Preferences that a Python program holds, in place of what --data.train and --data.test name."""
+
+    train: Rows | None = None
+    test: Rows | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that can be wrong with a run before its weights are read."""
+
+    architecture: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    train: TokenisedPairs
+    test: TokenisedPairs | None
+    max_length: int
+
+
+def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
+    """Tokenizer and data for the model `name`, cheapest first, so that a wrong flag shows at once.
+
+    Raises ValueError with a sentence for the user.
+    """
+    loss_of(config.loss)
+    from_scratch = name == DEMO
+    architecture = demo.model_config() if from_scratch else load_config(name)
+    head = None if from_scratch else saved_head(architecture, name)
+    tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(name, say)
+    context = architecture.max_position_embeddings
+    max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
+    check_length(architecture, max_length)
+
+    def tokenised(preferences: Dataset) -> TokenisedPairs:
+        objectives = (head or fresh_head(config.model)).objectives
+        pairs = tokenise(preferences, tokenizer, config.data, max_length, say, objectives)
+        check_budget(pairs, config.batch)
+        return pairs
+
+    train_set = source.load(config.data.train, "train", say, memory.train)
+    train, test = tokenised(train_set), None
+    if head is None:
+        check_rated(fresh_head(config.model), train)
+    if config.data.test or memory.test is not None:
+        test_set = source.load(config.data.test, "test", say, memory.test)
+        test = tokenised(test_set)
+        if both := source.overlap(train_set, test_set):
+            say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")
+    else:
+        say("no held-out pairs: nothing is evaluated (give --data.test)")
+    return Inputs(architecture=architecture, tokenizer=tokenizer, train=train, test=test, max_length=max_length)
+
+
+def check_rated(head: Head, train: TokenisedPairs) -> None:
+    """ValueError where an objective of a fresh head is rated in no row: its scores would stay as they were drawn."""
+    if not head.objectives:
+        return
+    counts = np.isfinite(train.labels["ratings"]).sum((0, 1))
+    absent = [name for name, count in zip(head.objectives, counts.tolist(), strict=True) if count == 0]
+    if len(absent) == len(head.objectives):
+        raise ValueError(
+            f"--model.objectives {' '.join(absent)}: no row of the training data has ratings of any; a row holds "
+            'prompt, response and ratings ({"' + absent[0] + '": 3}), or a pair and the ratings of its sides'
+        )
+    if absent:
+        raise ValueError(f"--model.objectives {' '.join(absent)}: no row of the training data rates it; leave it out")

@@ -1,0 +1,82 @@
+"""What a training measures and leaves: a step, the line that is written of it, the result and its closing table."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rmkit import terminal
+from rmkit.batch.pairs import TokenisedPairs
+from rmkit.storage.checkpoint import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What an optimizer step measured, of all ranks together."""
+
+    metrics: dict[str, float]
+    """As HALOs names them"""
+    grad_norm: float
+    """Before clipping"""
+    lr: float
+    tokens_flat: int
+    tokens_computed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a training leaves."""
+
+    final: Path
+    """The folder of the trained classifier"""
+    metrics: dict[str, Any]
+    """Of the last evaluation; empty without held-out pairs"""
+    progress: Progress
+    stopped: signal.Signals | None = None
+    """The signal that stopped it before its end; `final` is not there then, and --resume goes on"""
+
+
+def record(step: Step, progress: Progress, pairs: int, seconds: float) -> dict[str, Any]:
+    """The line of metrics.jsonl for a step."""
+    return {
+        **step.metrics,
+        "grad_norm": step.grad_norm,
+        "examples_per_second": pairs / seconds,
+        "tokens_per_second": step.tokens_computed / seconds,
+        "tokens/flat": step.tokens_flat,
+        "tokens/computed": step.tokens_computed,
+        "counters/examples": progress.examples,
+        "counters/updates": progress.step,
+        "counters/lr": step.lr,
+    }
+
+
+def refused(step: int, loss: float, grad_norm: float, pairs: TokenisedPairs, indices: np.ndarray) -> str:
+    """The sentence for a step whose loss or gradient is not finite, with the pairs that were in it."""
+    named = [pairs.source[int(i)] for i in indices]
+    shown = ", ".join(named[:16]) + (f" and {len(named) - 16} more" if len(named) > 16 else "")
+    return (
+        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. The step was refused, the weights are those of step "
+        f"{step}. Pairs in the batch: {shown}. Look at their margins and weights, or lower --optim.lr"
+    )
+
+
+def report(console: Console, say: Callable[[str], None], result: Result, seconds: float) -> None:
+    """The closing table, and the command to run next."""
+    last, pairs = result.metrics, result.progress.examples
+    rows = [("steps", str(result.progress.step)), ("preferences", str(pairs)), ("seconds", f"{seconds:.0f}")]
+    if "rewards_eval/accuracies" in last:
+        rows.append(("held-out accuracy", f"{last['rewards_eval/accuracies']:.4f}"))
+    if last:
+        rows.append(("held-out loss", f"{last['loss/eval']:.4f}"))
+    if "rewards_eval/margins" in last:
+        rows.append(("held-out margin", f"{last['rewards_eval/margins']:.3f}"))
+    if last:
+        rows.append(("best step", f"{result.progress.best_step} (loss {result.progress.best_loss:.4f})"))
+    rows += [("model", str(result.final)), ("metrics", str(result.final.parent / "metrics.jsonl"))]
+    terminal.closing(console, rows, say)
+    say(f"go on from it: python -m rmkit.train --model.name {result.final} --data.train FILE --data.test FILE")
