@@ -6,7 +6,6 @@ Leaves OUT/ with metrics.json, scores.jsonl (a line per pair) and report.html, o
 import dataclasses
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from rmkit.evaluation.benchmarks import write_rewardbench
 from rmkit.evaluation.scores import Scored, score_pairs, with_a_preferred_side
 from rmkit.model.pretrained import load_config, saved_head
 from rmkit.scorer import load_scorer
-from rmkit.storage.atomic import written_aside
+from rmkit.storage.atomic import written_folder
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
 
@@ -197,17 +196,16 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
 
 
 def write(config: EvaluateConfig, described: dict, found: dict[str, np.ndarray], page: str) -> None:
-    """All three results or none: they are written aside, and the folder renamed."""
+    """Write all three results or none."""
     folder = Path(config.out)
     try:
-        with written_aside(folder) as partial:
+        with written_folder(folder) as partial:
             (partial / "metrics.json").write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
             with (partial / "scores.jsonl").open("w", encoding="utf-8") as opened:
                 for values in zip(*(column.tolist() for column in found.values()), strict=True):
                     opened.write(json.dumps(dict(zip(found, values, strict=True)), allow_nan=False) + "\n")
             (partial / "report.html").write_text(page, encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
         raise ValueError(f"--out {folder}: the results could not be written ({error.strerror})") from error
 
 

@@ -1,11 +1,15 @@
-"""A folder is whole or absent, whatever happens while it is written."""
+"""A file or a folder is whole or absent, whatever happens while it is written."""
 
+import errno
 import os
 
 import pytest
+import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from rmkit.storage.atomic import delete_partial, written_aside, written_together
+from rmkit.distributed.collectives import rank
+from rmkit.storage.atomic import delete_partial, written_file, written_folder
+from support.ranks import run
 
 transformers_logging.disable_progress_bar()
 
@@ -14,8 +18,67 @@ class BrokenError(Exception):
     pass
 
 
-def fail_after_writing(folder):
-    with written_aside(folder) as partial:
+def fails(*arguments):
+    raise BrokenError
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_file_is_whole_or_absent(tmp_path, elsewhere):
+    file, folder = tmp_path / "a.json", tmp_path / "elsewhere" if elsewhere else None
+    (tmp_path / "elsewhere").mkdir()
+
+    def written(*texts):
+        with written_file(file, folder) as out:
+            for text in texts:
+                out.write(text())
+            assert [path.name for path in (folder or tmp_path).glob(".*")] == [".a.json.partial"]
+
+    with pytest.raises(BrokenError):
+        written(lambda: "half", fails)
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    written(lambda: "old")
+    with pytest.raises(BrokenError):
+        written(lambda: "half", fails)
+    assert file.read_text() == "old"
+    written(lambda: "\ud800\u00fc", lambda: "\r\n")
+    assert file.read_bytes() == b"\\ud800\xc3\xbc\r\n"
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "elsewhere"]
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    file, synced = tmp_path / "a", []
+    monkeypatch.setattr(
+        os, "fsync", lambda n: synced.append((os.readlink(f"/proc/self/fd/{n}"), os.fstat(n).st_size, file.exists()))
+    )
+    with written_file(file) as out:
+        out.write("123")
+    assert synced[0] == (str(tmp_path / ".a.partial"), 3, False)
+    assert [(name, there) for name, _, there in synced[1:]] == [(str(tmp_path), True)]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_says_why(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"), written_file(tmp_path / "a") as out:
+        out.write("1")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError), written_file(tmp_path / "nowhere" / "a"):
+        pass
+
+
+def test_a_file_takes_over_what_a_kill_left(tmp_path):
+    (tmp_path / ".a.partial").write_text("what was written before the kill, and longer")
+    with written_file(tmp_path / "a") as out:
+        out.write("1")
+    assert (tmp_path / "a").read_text() == "1"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def fail_after_writing(folder, **how):
+    with written_folder(folder, **how) as partial:
         (partial / "a").write_text("half")
         raise BrokenError
 
@@ -25,7 +88,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with pytest.raises(BrokenError):
         fail_after_writing(folder)
     assert not folder.exists()
-    with written_aside(folder) as partial:
+    with written_folder(folder) as partial:
         assert list(partial.iterdir()) == []  # what the failure left is gone
         (partial / "a").write_text("1")
         (partial / "only here").write_text("1")
@@ -33,7 +96,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with pytest.raises(BrokenError):
         fail_after_writing(folder)
     assert (folder / "a").read_text() == "1"
-    with written_aside(folder) as partial:
+    with written_folder(folder) as partial:
         (partial / "a").write_text("2")
         assert (folder / "a").read_text() == "1"
     assert (folder / "a").read_text() == "2"
@@ -49,7 +112,7 @@ def test_everything_is_on_the_disk_before_the_folder_takes_its_name(tmp_path, mo
         synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with written_aside(tmp_path / "x") as partial:
+    with written_folder(tmp_path / "x") as partial:
         (partial / "a").write_text("1")
         (partial / "in").mkdir()
         (partial / "in" / "b").write_text("2")
@@ -63,29 +126,42 @@ def test_what_a_failure_left_is_deleted(tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_a_folder_that_is_written_together_is_whole_or_absent(tmp_path):
+def test_a_folder_of_all_ranks_is_whole_or_absent_without_a_group_too(tmp_path):
     folder = tmp_path / "FINAL"
-
-    def fill(partial):
+    with written_folder(folder, all_ranks=True) as partial:
         (partial / "a").write_text("1")
-        return "filled"
-
-    def finish(partial, outcomes):
-        assert outcomes == ["filled"]
         assert not folder.exists()
-        (partial / "b").write_text("2")
+    assert os.listdir(folder) == ["a"]
+    with pytest.raises(BrokenError):
+        fail_after_writing(folder, all_ranks=True)
+    assert os.listdir(folder) == ["a"]
+    assert os.listdir(tmp_path) == ["FINAL"]
 
-    written_together(folder, fill, finish)
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
 
-    def breaks(*arguments):
-        raise BrokenError
+def fill_on_each_rank(folder, failing):
+    dist.init_process_group("gloo")
+    try:
+        with written_folder(folder, all_ranks=True) as partial:
+            (partial / str(rank())).write_text("1")
+            if rank() == failing:
+                raise ValueError(f"rank {rank()} fails")
+        print(sorted(os.listdir(folder)))
+    except ValueError as error:
+        print(error, folder.exists())
+    if rank() == 0:
+        with written_folder(folder.with_name("alone")):  # no other rank takes part
+            pass
+    dist.barrier()
 
-    for broken in ((breaks, finish), (fill, breaks)):
-        with pytest.raises(BrokenError):
-            written_together(folder, *broken)
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["FINAL"]
+
+@pytest.mark.parametrize("failing", [None, 0, 1])
+def test_two_ranks_fill_a_folder_and_where_one_fails_all_raise(tmp_path, failing):
+    ranks = run(2, tmp_path / "ranks", fill_on_each_rank, tmp_path / "in" / "x", failing)
+    for number in range(2):
+        who = "" if number == failing else f"rank {failing}: "
+        told = "['0', '1']" if failing is None else f"{who}rank {failing} fails False"
+        assert ranks.out(number).splitlines()[-1] == told
+    assert sorted(os.listdir(tmp_path / "in")) == ["alone", *(["x"] if failing is None else [])]
 
 
 def test_the_rest_of_killed_processes_is_deleted(tmp_path):

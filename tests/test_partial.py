@@ -1,9 +1,9 @@
-"""The partial folder: torn lines, what it was made with, files that appear whole."""
+"""The partial folder: torn lines, and what it was made with."""
 
 import numpy as np
 import pytest
 
-from rmkit.labelling.partial import Spool, whole_file
+from rmkit.labelling.partial import Spool
 
 
 def line(chunk, scores, **skipped):
@@ -65,22 +65,6 @@ def test_a_failure_before_the_first_score_leaves_no_folder(spool):
     with pytest.raises(KeyError), spool.removed_if_unused(True):
         raise KeyError
     assert not spool.folder.exists()
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "a.json"
-    file.write_text("old")
-
-    def lines():
-        yield "half"
-        raise KeyError
-
-    with pytest.raises(KeyError), whole_file(file, tmp_path) as out:
-        out.writelines(lines())
-    assert file.read_text() == "old"
-    with whole_file(file, tmp_path) as out:
-        out.write("\ud800\u00fc")
-    assert file.read_bytes() == b"\\ud800\xc3\xbc"
 
 
 def test_no_two_labellings_work_in_one_folder(spool):

@@ -2,8 +2,8 @@
 
 import base64
 import functools
+import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,8 +12,7 @@ from datasets import Dataset
 from rmkit.data.cache import features
 from rmkit.evaluation import metrics, plots, report, statistics
 from rmkit.evaluation.scores import Scored
-
-EVIL = "<script>alert('x')</script><img src=http://evil.example/x.png>"
+from support.page_reader import EVIL, read, text_of
 
 
 def turn(role: str, length: int) -> list[dict]:
@@ -21,8 +20,14 @@ def turn(role: str, length: int) -> list[dict]:
 
 
 @functools.lru_cache
-def made(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL), lists: bool = False):
+def made(n: int, **how):
     """What metrics.json says of n pairs with drawn scores, and their page; every text of the data is hostile."""
+    described, columns, pairs = values(n, **how)
+    return described, report.page(described, columns, pairs)
+
+
+def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL), lists: bool = False):
+    """What the page is made of."""
     rng = np.random.default_rng(n)
     rows = [
         {
@@ -36,7 +41,7 @@ def made(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL),
             "compared": 1.0,
             "subset": subsets[i % len(subsets)] if not lists else "chat",
             "id": f"{i // 9}/{i % 9 // 3}>{i % 3}" if lists else str(i),
-            "source": f"<b>.jsonl:{i // 9 if lists else i}",
+            "source": f"<b>{{{{ i }}}}.jsonl:{i // 9 if lists else i}",
         }
         for i in range(n)
     ]
@@ -57,45 +62,7 @@ def made(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL),
         "notes": [EVIL],
         "environment": {"command": [EVIL]},
     }
-    return described, report.page(described, found, metrics.quoted(preferences, first, found))
-
-
-class Reader(HTMLParser):
-    """Tags as they open and close, and every address that the page names."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
-        assert not [name for name, _ in attrs if name.startswith("on")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def read(page: str) -> Reader:
-    reader = Reader()
-    reader.feed(page)
-    reader.close()
-    assert reader.open == []
-    return reader
-
-
-def text_of(page: str) -> str:
-    return " ".join(" ".join(read(page).words).split())
+    return described, found, metrics.quoted(preferences, first, found)
 
 
 KINDS = {
@@ -129,7 +96,30 @@ def test_text_of_the_data_is_text(kind):
     reader = read(page)
     assert "script" not in reader.tags
     assert "b" not in reader.tags
-    assert sum(EVIL in words for words in reader.words) >= 5, "the text is there, as text"
+    forms = (EVIL, json.dumps(EVIL)[1:-1])  # the environment is told as JSON
+    assert sum(any(form in words for form in forms) for words in reader.words) >= 5, "the text is there, as text"
+
+
+def hostile(value, where=""):
+    """The same with hostile text in place of every string and before every key that is the name of a subset."""
+    if isinstance(value, dict):
+        named = where.endswith("subsets")
+        return {EVIL + key if named else key: hostile(part, f"{where}.{key}") for key, part in value.items()}
+    if isinstance(value, list):
+        return [hostile(part, f"{where}.{i}") for i, part in enumerate(value)]
+    return EVIL + where if isinstance(value, str) else value
+
+
+def test_whatever_metrics_and_pairs_hold_is_text_in_every_field():
+    found = values(54, against=True, lists=True)
+    described, pairs = hostile(found[0]), hostile(found[2])
+    reader = read(report.page(described, found[1], pairs))
+    assert reader.tags == read(report.page(*found)).tags
+    words = " ".join(reader.words)
+    shown = ("model", "data.0", "against_model", "notes.0", "length_bias.unit")
+    quoted = [f"most wrong.{i}.{field}" for i in range(3) for field in ("source", "prompt", "chosen", "rejected")]
+    assert [field for field in (*shown, *quoted) if f"{EVIL}.{field}" not in words] == []
+    assert words.count(f"{EVIL}chat") >= 2, "in the table of subsets and in that of styles"
 
 
 def test_page_tells_the_key_figures_and_every_part():
@@ -154,7 +144,9 @@ def test_style_matrix_is_shown_in_its_order():
 
 def test_most_wrong_pairs_come_first_and_right_ones_never():
     described, page = made(60)
-    margins = [float(b) - float(a) for a, b in re.findall(r"chosen: (-?[\d.]+)<.*?rejected: (-?[\d.]+)<", page)]
+    margins = [
+        float(b) - float(a) for a, b in re.findall(r"chosen: (-?[\d.]+)<.*?rejected: (-?[\d.]+)<", page, re.DOTALL)
+    ]
     assert len(margins) == metrics.SHOWN
     assert margins == sorted(margins, reverse=True)
     assert min(margins) > 0

@@ -1,4 +1,4 @@
-"""One source of preferences as a cached Arrow file, row by row, with a report on what was read and dropped."""
+"""Read one source of preferences row by row into a cached Arrow file, with a report on what was read and dropped."""
 
 import hashlib
 import json
@@ -21,28 +21,28 @@ DEMO = "demo"
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 
 Row = dict[str, Any]
-Found = Iterator[tuple[str, Row | str]]  # number of line, index or row; a preference, or why there is none
+Outcomes = Iterator[tuple[str, Row | str]]  # number of line, index or row; a preference, or why there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What the cached file of one source is made from; all of it is in the cache's key."""
+    """Where the preferences of one cached file come from; every field is part of the cache's key."""
 
     shown: str
-    """What messages and the column `source` call it."""
+    """Its name in messages and in the column `source`."""
     path: str = ""
-    """A local file; size and mtime make a changed one be read anew."""
+    """A local file; `size` and `mtime_ns` are there so that a changed file is read again."""
     size: int = 0
     mtime_ns: int = 0
     own_split: str = ""
-    """Rows whose field `split` says another one are left out; "": the field is not looked at."""
+    """Rows whose field `split` names another split are left out; "" ignores the field."""
     named: str = ""
     """A named set, and the split of it that is read."""
     split: str = ""
 
 
 def features() -> datasets.Features:
-    """Columns of the cached preferences. (A function: a program may add to LABELS.)"""
+    """Columns of the cached preferences. A function, because a program may add to LABELS."""
     return datasets.Features(
         {
             "prompt": _MESSAGES,
@@ -59,10 +59,10 @@ def features() -> datasets.Features:
 
 
 def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]]:
-    """The cached preferences of one source and the report on it: form, rows, dropped (reason -> count).
+    """The cached preferences of one source, and a report on them: form, rows, dropped (reason -> count).
 
-    `rows` is what `datasets` has opened, else a local file or the embedded set is read. A ValueError of ours comes
-    through as it is; any other failure stays a DatasetGenerationError.
+    `rows` is a data set that is open already; where it is None, a local file or the embedded set is read. A ValueError
+    for the user is raised as it is; any other failure stays a DatasetGenerationError.
     """
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -83,7 +83,7 @@ def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]
 
 
 def _code() -> str:
-    """Hash of this package and of the columns: cached preferences of another version are never taken for its own."""
+    """Hash of this package and of the columns, so that a changed version does not use what an older one cached."""
     digest = hashlib.blake2b(repr(LABELS).encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -91,11 +91,11 @@ def _code() -> str:
 
 
 def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
-    """The rows of the cached file. The last one carries the report, because the cache keeps rows and nothing else."""
+    """The rows of the cached file. The last one holds the report, because the cache keeps nothing but rows."""
     origin = Source(**source)
     report: Row = {"form": "", "rows": 0, "dropped": Counter()}
-    found = _from_set(origin, rows, report) if origin.named else _from_rows(origin, rows, report)
-    for number, preference in found:
+    read = _from_set(origin, rows, report) if origin.named else _from_rows(origin, rows, report)
+    for number, preference in read:
         reason = preference if isinstance(preference, str) else _flaw(preference)
         if reason:
             report["dropped"][reason] += 1
@@ -106,7 +106,7 @@ def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
 
 
 def _flaw(preference: Row) -> str:
-    """Why a preference teaches nothing; "" where it does."""
+    """Why nothing can be learned from a preference; "" where something can."""
     sides = [preference["chosen"], preference["rejected"]] if preference["compared"] else [preference["chosen"]]
     for side in sides:
         if not side or not side[-1]["content"].strip():
@@ -114,7 +114,7 @@ def _flaw(preference: Row) -> str:
     return "identical chosen and rejected" if preference["chosen"] == preference["rejected"] else ""
 
 
-def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Found:
+def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     report["form"] = "named set"
     if origin.named == DEMO:
         from rmkit.data import demo
@@ -125,8 +125,8 @@ def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Found:
         return
     report["rows"] = len(rows)
     try:
-        for i, found in NAMED[origin.named].function(rows, origin.split):
-            yield str(i), found
+        for i, preference in NAMED[origin.named].function(rows, origin.split):
+            yield str(i), preference
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         problem = f"found no field {error}" if isinstance(error, KeyError) else f"found a wrong field ({error})"
         raise ValueError(f"{origin.shown}: {problem}; the set's schema has changed") from None
@@ -134,8 +134,8 @@ def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Found:
         raise ValueError(f"{origin.shown}, {error}") from None
 
 
-def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Found:
-    """Preferences of rows in one form, which the first row of the wanted split decides."""
+def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
+    """The preferences of rows that all have one form: that of the first row of the wanted split."""
     if rows is None:
         located = read_rows(origin.path, origin.shown)
     else:
@@ -160,7 +160,7 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Found:
         raise ValueError(f"{origin.shown}: the set is empty")
 
 
-def _opened(rows: Dataset, shown: str) -> Found:
+def _opened(rows: Dataset, shown: str) -> Outcomes:
     try:
         for i, row in enumerate(rows):
             yield f"row {i}", row
@@ -176,7 +176,7 @@ def _other_split(row: Any, split: str) -> bool:
 
 
 def _fitting(row: Any, form: Form) -> list[Row]:
-    """The preferences of a row that has the form of its file; a row of another form is an error, not a guess."""
+    """The preferences of a row; ValueError where its form is not that of the rest of the file."""
     try:
         other = detect(row)
     except ValueError:

@@ -1,8 +1,8 @@
 """The embedded default: preferences, tokenizer and model that need no network, for a first run in two minutes.
 
 The rule is "answer with the letters reversed". A rejected answer holds the same letters in another order, so neither
-its length nor any letter, nor the answer alone, tells which one is preferred: the prompt and the response have to be
-read together. Three wrong answers a prompt; the held-out prompts are never seen in training.
+its length nor its letters tell which answer is preferred: the model has to read prompt and response together. Each
+prompt has three wrong answers; the held-out prompts are never seen in training.
 """
 
 import random
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 
 def preferences(split: Literal["train", "test"]) -> Iterator[dict]:
-    """Normalised preferences of a split, the same on every machine (seeded by the rule's name, not by --seed)."""
+    """Normalised preferences of a split. They are the same on every machine and for every --seed."""
     rng = random.Random("rmkit reverse")
     seen: set[str] = set()
     while len(seen) < TRAIN_PROMPTS + TEST_PROMPTS:
@@ -60,7 +60,7 @@ def _preference(letters: str, wrong: str, name: str) -> dict:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable ASCII character, with a chat template."""
+    """A tokenizer with one token for each printable ASCII character, and a chat template."""
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
     fast = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -80,7 +80,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model_config() -> LlamaConfig:
-    """A Llama of 0.45 million parameters, with wide initial weights: from 0.02 the rule is found minutes later."""
+    """A Llama of 0.45 million parameters. From the usual initial weights (0.02) it learns minutes later."""
     return LlamaConfig(
         vocab_size=128,
         hidden_size=128,

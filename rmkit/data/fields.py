@@ -1,4 +1,4 @@
-"""One field of a row, read as text, messages, a list, a number or a name; every error names the field and the find."""
+"""Read one field of a row as text, messages, a list, a number or a name; errors name the field and what it holds."""
 
 import math
 from typing import Any
@@ -8,12 +8,12 @@ from rmkit.errors import plain
 Message = dict[str, str]
 
 MOST = 1 << 16
-"""Entries of a list of responses, and preferences that one row may stand for: some kilobytes could stand for billions.
+"""Most entries in a list of responses, and most preferences from one row: a few kilobytes could make billions of pairs.
 """
 
 
 def text(value: Any, field: str) -> str:
-    """Text that can be written as UTF-8."""
+    """Text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise ValueError(f"field '{field}': found {show(value)}, need text")
     try:
@@ -26,7 +26,7 @@ def text(value: Any, field: str) -> str:
 
 
 def messages(value: Any, field: str, role: str = "assistant") -> list[Message]:
-    """Messages with role and content, the only parts that are used; plain text becomes one message of `role`."""
+    """Messages, reduced to role and content; plain text becomes one message of `role`."""
     if isinstance(value, str):
         return [{"role": role, "content": text(value, field)}]
     if not isinstance(value, list):
@@ -51,26 +51,26 @@ def entries(value: Any, field: str) -> list[Any]:
 
 
 def number(value: Any, field: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high]; a boolean is none."""
+    """A finite number in [low, high]; a boolean is not a number."""
     try:
-        found = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+        converted = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
     except OverflowError:  # a whole number beyond float64
-        found = math.inf
-    if math.isfinite(found) and low <= found <= high:
-        return found
+        converted = math.inf
+    if math.isfinite(converted) and low <= converted <= high:
+        return converted
     bounds = f" in [{low:g}, {high:g}]" if high < math.inf else f" of at least {low:g}" if low > -math.inf else ""
     raise ValueError(f"field '{field}': found {show(value)}, need a finite number{bounds}")
 
 
 def name(value: Any, field: str) -> str:
-    """Text, or a whole number written out; "" where nothing is given."""
+    """Text, or a whole number as text; "" where the field is absent."""
     if value is None:
         return ""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value, field)
 
 
 def show(value: Any) -> str:
-    """What was found, short enough for one line of a message."""
+    """A value as an error message shows it: short enough for one line."""
     if value is None:
         return "nothing"
     if isinstance(value, (list, dict)):
@@ -82,7 +82,7 @@ def show(value: Any) -> str:
 
 
 def names(row: dict[str, Any]) -> str:
-    """The fields of a row that hold something, for a message."""
+    """The names of a row's fields that are not null, for an error message."""
     held = [plain(str(field)) for field, value in row.items() if value is not None]
     shown = ", ".join(field if len(field) <= 50 else field[:47] + "..." for field in held[:30])
     return f"{shown} and {len(held) - 30} more" if len(held) > 30 else shown or "(none)"

@@ -1,4 +1,4 @@
-"""Rows of a local file: JSON lines, one JSON array, either gzipped, or Parquet."""
+"""Read the rows of a local file: JSON lines or one JSON array, gzipped or not, or Parquet."""
 
 import gzip
 import zlib
@@ -13,9 +13,9 @@ from rmkit.data.json_rows import BLOCK, rows, unit
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 BATCH = 64
-"""Rows of a Parquet file that are held at once: a page of some kilobytes can stand for long texts."""
+"""Rows of a Parquet file that are held at a time: a page of a few kilobytes can unpack to long texts."""
 
-Located = Iterator[tuple[str, Any]]  # where the row stands ("line 3", "index 2", "row 2"), and the row
+Located = Iterator[tuple[str, Any]]  # the place of a row ("line 3", "index 2", "row 2"), and the row
 
 
 def read_rows(path: str, shown: str) -> Located:
@@ -24,10 +24,10 @@ def read_rows(path: str, shown: str) -> Located:
     Lines count from 1, as editors do; elements of an array and rows of a table from 0, as Python does.
 
     Raises:
-        ValueError: the file is empty, cut off, not UTF-8, not what its name says or no file at all; `shown` is what it
-            is called.
+        ValueError: the file is empty, cut off, not UTF-8, not of the kind that its name says, or no file at all;
+            `shown` is its name in the message.
     """
-    if not Path(path).is_file():  # to open a pipe is to wait for somebody who writes
+    if not Path(path).is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"{shown}: it is gone, or no ordinary file (a pipe, a device); save its rows to a file")
     return _parquet(path, shown) if path.endswith(".parquet") else _json(path, shown)
 
@@ -61,5 +61,5 @@ def _json(path: str, shown: str) -> Located:
 
 
 def is_data(path: Path) -> bool:
-    """Whether a path is a file of a kind that `read_rows` knows, by its name."""
+    """Whether a path is a file that `read_rows` can read, judged by its name."""
     return path.is_file() and path.name.endswith(SUFFIXES) and not path.name.startswith(".")

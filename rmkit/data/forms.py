@@ -1,10 +1,10 @@
-"""The forms a row of preference data can have, and the preferences it stands for. Pure functions of one row.
+"""The forms that a row of preference data can have, and how each becomes preferences. Pure functions of one row.
 
 A normalised preference is `{"prompt", "chosen", "rejected"}` (lists of `{"role", "content"}`), a number for each of
 `LABELS`, `ratings` (JSON, or None), `compared` (1.0; 0.0 for a rated response alone, whose `rejected` is empty),
 `subset` and `id` ("").
 Of a message only role and content are used. A field that is null counts as absent. Every ValueError names the field
-and what was found; file and line are the caller's to add.
+and what it holds; the caller adds file and line.
 """
 
 import itertools
@@ -43,16 +43,16 @@ _NOT_PAIRS = {
     "sample": "sample rows hold one unlabelled output each, no pairs",
 }
 
-# A marker with nothing behind it is an empty turn (HH has some), so the blank after the colon is not part of it.
+# The blank after the colon is not part of the marker: a turn may be empty (HH has some).
 _MARKER = re.compile(r"\n\n(Human|Assistant):(?=\s|\Z)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Label:
-    """A number that a row may give for its pair, under the name of its column."""
+    """A number that a row may give for its pair, in a field of that name."""
 
     default: float | None = None
-    """Where the row gives none; None leaves it to the loss (NaN there)"""
+    """The value where the row gives none; None leaves it to the loss, which gets NaN"""
     low: float = -math.inf
     high: float = math.inf
 
@@ -68,22 +68,22 @@ Pair = tuple[str, list[Message], list[Message], list[Message]]  # suffix of the 
 
 
 def detect(row: Any) -> Form:
-    """The form of a row, from its fields alone.
+    """The form of a row, judged by its fields.
 
     Raises:
-        ValueError: no form fits, or the row is of a HALOs kind that holds no pairs.
+        ValueError: no form fits, or the row is of a HALOs type that holds no pairs.
     """
     if not isinstance(row, dict):
         raise ValueError(f"found {show(row)}, need an object with fields")
-    found = {name for name, value in row.items() if value is not None}
+    given = {name for name, value in row.items() if value is not None}
     kind = row.get("type")
     if kind == "pairwise_feedback":
         return "HALOs pairwise_feedback"
     if is_rated(row):
         return "rated responses"
-    if {"chosen", "rejected"} <= found:
+    if {"chosen", "rejected"} <= given:
         sides = (row["chosen"], row["rejected"])
-        if "prompt" in found:
+        if "prompt" in given:
             return "response lists" if any(_is_texts(side) for side in sides) else "explicit prompt"
         if not any(isinstance(side, str) for side in sides):
             return "implicit prompt"
@@ -93,7 +93,7 @@ def detect(row: Any) -> Form:
             "fields 'chosen' and 'rejected': found text without a prompt; add a prompt field (text or messages), or "
             'give whole conversations as messages or as "\\n\\nHuman: ... \\n\\nAssistant: ..." text'
         )
-    if "prompt" in found and found & {"responses", "completions"} and found & {"ranks", "scores"}:
+    if "prompt" in given and given & {"responses", "completions"} and given & {"ranks", "scores"}:
         return "ranked responses"
     if isinstance(kind, str) and kind in _NOT_PAIRS:
         raise ValueError(
@@ -108,7 +108,7 @@ def preferences(row: dict[str, Any], form: Form) -> list[dict[str, Any]]:
     """The preferences of a row that has the given form: one, or all pairs of different rank, possibly none.
 
     Raises:
-        ValueError: a field is missing or holds something else; it is named with what was found.
+        ValueError: a field is missing or holds something else; the message names it and what it holds.
     """
     if form not in get_args(Form):
         raise ValueError(f"form {form!r}: need one of {', '.join(get_args(Form))}")
@@ -141,7 +141,7 @@ def _label(row: dict[str, Any], name: str, label: Label) -> float | None:
 
 
 def _explicit(row: dict[str, Any]) -> Iterator[Pair]:
-    """The prompt as given; conversations that repeat it at their start (ultrafeedback_binarized) give it up."""
+    """A row with a prompt; sides that repeat it at their start (ultrafeedback_binarized) are cut to the rest."""
     prompt = messages(row.get("prompt"), "prompt", "user")
     chosen, rejected = (messages(row.get(field), field) for field in ("chosen", "rejected"))
     heads = [_repeats(prompt, side) for side in (chosen, rejected)]
@@ -161,7 +161,7 @@ def _explicit(row: dict[str, Any]) -> Iterator[Pair]:
 
 
 def _repeats(prompt: list[Message], side: list[Message]) -> int:
-    """How many messages of `side` repeat the prompt: 0, all of the prompt, or one more (a system message before)."""
+    """How many messages at the start of `side` repeat the prompt: 0, all, or one more (a system message first)."""
     behind_system = [1] if side and prompt and side[0]["role"] == "system" != prompt[0]["role"] else []
     for start in [0, *behind_system]:
         part = side[start : start + len(prompt)]
@@ -190,9 +190,9 @@ def _hh(row: dict[str, Any]) -> Iterator[Pair]:
 
 
 def hh_turns(text: str) -> tuple[list[Message], str | None]:
-    """HH text as (turns before the last assistant turn, that turn's text); the text is None without such a turn.
+    """Split HH text into the turns before the last assistant turn, and that turn's text (None where there is none).
 
-    Parts are stripped, as HALOs does. Turns of one role in a row are joined, so that roles alternate.
+    Texts are stripped, as HALOs does. Consecutive turns of one role are joined, so that roles alternate.
     """
     text = _opened(text)
     marks = list(_MARKER.finditer(text))
@@ -213,14 +213,14 @@ def _opened(text: str) -> str:
 
 
 def _parted(chosen: list[Message], rejected: list[Message]) -> Pair:
-    """Two conversations without their common start, which is the prompt; each keeps its last message."""
+    """Split two conversations into their common start, which is the prompt, and the rest: at least the last message."""
     longest = min(len(chosen), len(rejected)) - 1
     n = next((i for i in range(longest) if chosen[i] != rejected[i]), longest)
     return "", chosen[:n], chosen[n:], rejected[n:]
 
 
 def _halos(row: dict[str, Any]) -> Iterator[Pair]:
-    """label 1: output_A is preferred; any other number: output_B (as HALOs reads it). Rewards are not needed."""
+    """A row of HALOs: label 1 prefers output_A, any other number output_B, as HALOs reads it; rewards are ignored."""
     field = "instruction" if row.get("prompt") is None and "instruction" in row else "prompt"
     prompt = messages(row.get(field), field, "user")
     outputs = [messages(row.get(field), field) for field in ("output_A", "output_B")]
@@ -231,7 +231,7 @@ def _halos(row: dict[str, Any]) -> Iterator[Pair]:
 
 
 def _ranked(row: dict[str, Any]) -> Iterator[Pair]:
-    """All pairs of different rank, the better one first; ranks are used where scores stand beside them."""
+    """All pairs of responses of different rank, the better one first; with both ranks and scores, the ranks decide."""
     field = "completions" if row.get("responses") is None else "responses"
     prompt = messages(row.get("prompt"), "prompt", "user")
     responses = entries(row.get(field), field)
@@ -249,7 +249,7 @@ def _ranked(row: dict[str, Any]) -> Iterator[Pair]:
 
 
 def _lists(row: dict[str, Any]) -> Iterator[Pair]:
-    """Every chosen text against every rejected one (RM-Bench, RewardBench 2)."""
+    """All pairs of a chosen and a rejected text (RM-Bench, RewardBench 2)."""
     prompt = messages(row.get("prompt"), "prompt", "user")
     sides = []
     for field in ("chosen", "rejected"):
@@ -276,7 +276,7 @@ _PAIRS = {
 
 
 _SEVERAL = ("ranked responses", "response lists")
-"""Forms whose row stands for many pairs: a response would be rated once for each of them"""
+"""Forms of which a row makes many pairs: ratings would count once for each pair of a response"""
 
 
 def _is_texts(value: Any) -> bool:

@@ -1,8 +1,8 @@
-"""Rows of JSON one at a time, of lines or of one array, each with the bytes it stands in, so that it can be looked up
-again.
+"""Read rows of JSON one at a time, from lines or from one array, with the place of each in the file, so that it can be
+read again.
 
-An array streams too: only the element at hand is held, however long the file is. Rows are read by our own reader, not
-by a JSON library's bulk one, so that a broken one is named exactly.
+An array is streamed too: only one element is held at a time, however long the file is. rmkit reads the rows itself, not
+with the bulk reader of a JSON library, so that an error names the exact row.
 """
 
 import codecs
@@ -13,41 +13,41 @@ from typing import IO, Any, NamedTuple
 
 BOM = b"\xef\xbb\xbf"
 BLOCK = 1 << 20
-"""Bytes of an array that are read at once."""
+"""Bytes of an array that are read at a time."""
 LONGEST = 1 << 24
-"""Bytes of the longest row: parsed, it may take thirty times as much memory. Kilobytes of gzip can unpack to any
+"""Most bytes of a row: parsed, it may take thirty times as much memory, and a few kilobytes of gzip can unpack to any
 length."""
 BLANKS = 1 << 20
-"""Bytes of blank lines, one behind another, that are read over."""
+"""Most bytes of blank lines in a row that are skipped."""
 DEEPEST = 100
-"""Lists and objects within one another: what is written again is walked by functions that call themselves."""
+"""Deepest nesting of lists and objects: values are written again by recursive functions."""
 
 _NO_BLANK = re.compile(r"[^ \t\n\r]")
 _LONGEST_TOKEN = 16
-"""Characters of the longest piece of JSON outside a string that a block may cut ("-Infinity", a surrogate pair)."""
+"""Most characters of a piece of JSON that a block may cut in two ("-Infinity", a surrogate pair)."""
 
 
 class Row(NamedTuple):
-    """A row and where it stands."""
+    """A row and its place in the file."""
 
     number: int
     """Line, counted from 1, or index in the array, counted from 0"""
     offset: int
     """Bytes before it in the file"""
     length: int
-    """Bytes of it"""
+    """Bytes of the row"""
     value: Any
 
 
 def unit(file: IO[bytes]) -> str:
-    """What the rows of a file are called: "index" where it is a JSON array, else "line"; it is wound back."""
+    """What a message calls the place of a row: "index" in a JSON array, else "line"; rewinds the file."""
     return "index" if first_byte(file) == b"[" else "line"
 
 
 def rows(file: IO[bytes], shown: str) -> Iterator[Row]:
-    """The rows of a file, by content an array or lines, whatever its name is.
+    """The rows of a file; its content, not its name, tells whether it is an array or lines.
 
-    Raises ValueError where the file is empty, cut off, not UTF-8 or no JSON; `shown` is what it is called.
+    Raises ValueError where the file is empty, cut off, not UTF-8 or not JSON; `shown` is its name in the message.
     """
     nothing = True
     for row in _elements(file, shown) if first_byte(file) == b"[" else _lines(file, shown):
@@ -58,7 +58,7 @@ def rows(file: IO[bytes], shown: str) -> Iterator[Row]:
 
 
 def first_byte(file: IO[bytes]) -> bytes:
-    """First byte that is no blank, behind a byte order mark, b"" where none is near; the file is wound back."""
+    """The first byte that is not blank, after any byte order mark; b"" where none is near. Rewinds the file."""
     file.seek(len(BOM) if file.read(len(BOM)) == BOM else 0)
     byte = b""
     while not byte and file.tell() < LONGEST and (block := file.read(BLOCK)):
@@ -85,18 +85,18 @@ def _lines(file: IO[bytes], shown: str) -> Iterator[Row]:
 
 
 class _Window:
-    """The text of a file from a place that moves on; it grows by blocks, at least to double."""
+    """The text of a file around the current place. Each read at least doubles it."""
 
     def __init__(self, file: IO[bytes], shown: str) -> None:
         self._file, self._shown = file, shown
         self._decode = codecs.getincrementaldecoder("utf-8")()
         file.seek(len(BOM) if file.read(len(BOM)) == BOM else 0)
         self.offset = file.tell()
-        """Byte of the file at which text[at] stands"""
+        """Position of text[at] in the file, in bytes"""
         self.text, self.at = "", 0
 
     def grow(self) -> bool:
-        """Read on, and forget what lies before `at`; False at the end of the file."""
+        """Read the next block, and drop the text before `at`; False at the end of the file."""
         place = self._file.tell()
         block = self._file.read(max(BLOCK, len(self.text) - self.at))
         try:
@@ -110,19 +110,19 @@ class _Window:
         return bool(block)
 
     def move(self, end: int) -> int:
-        """Go on to text[end]; the bytes between."""
+        """Move to text[end]; how many bytes that is."""
         length = len(self.text[self.at : end].encode())
         self.at, self.offset = end, self.offset + length
         return length
 
     def next_character(self) -> str:
-        """The next one that is no blank, at `at` then; "" at the end of the file."""
-        while not (found := _NO_BLANK.search(self.text, self.at)):
+        """Move to the next character that is not blank, and return it; "" at the end of the file."""
+        while not (match := _NO_BLANK.search(self.text, self.at)):
             self.move(len(self.text))
             if not self.grow():
                 return ""
-        self.move(found.start())
-        return found[0]
+        self.move(match.start())
+        return match[0]
 
 
 def _elements(file: IO[bytes], shown: str) -> Iterator[Row]:
@@ -136,21 +136,21 @@ def _elements(file: IO[bytes], shown: str) -> Iterator[Row]:
         offset = window.offset
         yield Row(index, offset, window.move(end), value)
         index += 1
-        found = window.next_character()
-        if found not in (",", "]"):
-            raise ValueError(_broken(where, found, "a comma or the closing bracket"))
+        character = window.next_character()
+        if character not in (",", "]"):
+            raise ValueError(_broken(where, character, "a comma or the closing bracket"))
         window.move(window.at + 1)
-        closed = found == "]"
+        closed = character == "]"
         if not closed and window.next_character() in ("", "]"):
             raise ValueError(_broken(where, window.next_character(), "another element behind the comma"))
     if not index:
         window.move(window.at + 1)
-    if found := window.next_character():
-        raise ValueError(_broken(shown, found, "nothing behind the closing bracket"))
+    if character := window.next_character():
+        raise ValueError(_broken(shown, character, "nothing behind the closing bracket"))
 
 
 def _element(window: _Window, where: str) -> tuple[Any, int]:
-    """The value at the window's place, and where its text ends."""
+    """The JSON value at the window's place, and the index in the text where it ends."""
     decoder = json.JSONDecoder()
     while True:
         try:
@@ -190,7 +190,7 @@ def parsed(text: str, where: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        # A line that ends inside a value points at its end, or at the start of the text that is never closed.
+        # Of a line that is cut off, the error points at its end, or at the start of a string that is not closed.
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         kind = "JSON that is cut off" if cut else "broken JSON"
@@ -204,7 +204,7 @@ def parsed(text: str, where: str) -> Any:
 
 
 def _check_depth(value: Any, text: str, where: str) -> None:
-    """ValueError where a value that stands in `text` is too deep; few rows have brackets enough to be looked at."""
+    """Raise ValueError where a value is nested too deep. Only where its `text` has many brackets is it walked."""
     if text.count("[") + text.count("{") <= DEEPEST:
         return
     holders = [value]
@@ -220,6 +220,6 @@ def _too_long(where: str) -> str:
     return f"{where}: longer than {LONGEST >> 20} MiB; need one object per line, or one array of them"
 
 
-def _broken(where: str, found: str, needed: str) -> str:
-    kind = f"broken JSON (found {found!r}" if found else "JSON that is cut off (the file ends"
+def _broken(where: str, character: str, needed: str) -> str:
+    kind = f"broken JSON (found {character!r}" if character else "JSON that is cut off (the file ends"
     return f"{where}: found {kind} where {needed} should stand); need one object per line, or one array"

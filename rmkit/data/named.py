@@ -1,7 +1,7 @@
-"""The named sets of HALOs: where each stands on the hub and how its rows become preferences.
+"""The named sets of HALOs: where each is on the hub, and how its rows become preferences.
 
-The rules are HALOs' own (`get_<name>` of its data module), but for what alters text or loses pairs there: white space
-stays as it is, a prompt that stands in two sets keeps all its pairs, and every OASST turn keeps its own role.
+The rules are those of HALOs (`get_<name>` in its data module), except where these change text or lose pairs: white
+space stays as it is, a prompt that is in two sets keeps all its pairs, and every OASST turn keeps its own role.
 """
 
 import random
@@ -15,7 +15,7 @@ from rmkit.data.fields import name, names
 from rmkit.data.forms import hh_turns, preferences
 
 Row = dict[str, Any]
-Found = tuple[int, Row | str]  # index of the row; its preference, or the reason why the set's rule drops it
+Outcome = tuple[int, Row | str]  # index of the row; its preference, or the reason why the set's rule drops it
 
 SHP_MAX_PAIRS = 5
 SHP_MIN_RATIO = 2.0
@@ -25,20 +25,21 @@ SHP_MIN_RATIO = 2.0
 class NamedSet:
     hub: str
     """Id on the hub."""
-    function: Callable[[Sequence[Row], str], Iterator[Found]]
-    """(rows, split on the hub) -> index of the row and its preference, or why it was dropped; one pass or two."""
+    function: Callable[[Sequence[Row], str], Iterator[Outcome]]
+    """(rows, split on the hub) -> for each row, its index and its preference, or why it was dropped. May read the rows
+    twice."""
     similar: str
-    """Which local file would serve instead."""
+    """The kind of local file that can replace it."""
     data_dir: str | None = None
     """Folder inside the hub's repository; None for all of it."""
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
     """Names of the training and the test split on the hub."""
 
 
-def _each(pair: Callable[[Row], Row]) -> Callable[[Sequence[Row], str], Iterator[Found]]:
-    """A set whose rows stand alone; `pair` gives a row of the form "explicit prompt"."""
+def _each(pair: Callable[[Row], Row]) -> Callable[[Sequence[Row], str], Iterator[Outcome]]:
+    """The function of a set whose rows are independent; `pair` turns one into a row of the form "explicit prompt"."""
 
-    def function(rows: Sequence[Row], split: str) -> Iterator[Found]:
+    def function(rows: Sequence[Row], split: str) -> Iterator[Outcome]:
         for i, row in enumerate(rows):
             yield i, _preference(i, row, pair)
 
@@ -57,7 +58,7 @@ def _preference(i: int, row: Row, pair: Callable[[Row], Row]) -> Row:
 
 
 def _hh(row: Row) -> Row:
-    """The prompt comes from `chosen`; of `rejected` only its last assistant turn counts, an absent one is empty."""
+    """The prompt comes from `chosen`; of `rejected` only the last assistant turn is used, "" where there is none."""
     prompt, chosen = hh_turns(row["chosen"])
     rejected = hh_turns(row["rejected"])[1]
     return {"prompt": prompt, "chosen": chosen or "", "rejected": rejected or ""}
@@ -86,11 +87,11 @@ def _shp_pair(row: Row) -> Row:
     return {"prompt": row["history"], "chosen": chosen, "rejected": rejected, "subset": row["domain"], "id": row_id}
 
 
-def _shp(rows: Sequence[Row], split: str) -> Iterator[Found]:
-    """Training split only: a score ratio of at least 2, then at most 5 random pairs per prompt.
+def _shp(rows: Sequence[Row], split: str) -> Iterator[Outcome]:
+    """In the training split, keep pairs with a score ratio of at least 2, and at most 5 random ones per prompt.
 
-    The draw is HALOs' (a fresh generator with seed 0 for each prompt), so the pairs are the same. The first pass keeps
-    a hash of 16 bytes per prompt and one number per pair, no text.
+    Pairs are drawn as HALOs draws them (a new generator with seed 0 for each prompt), so they are the same. The first
+    pass keeps a hash of 16 bytes per prompt and one number per pair, no text.
     """
     if split != "train":
         yield from _each(_shp_pair)(rows, split)
@@ -115,10 +116,11 @@ def _score_ratio(row: Row) -> float:
     return high / low if low > 0 else float("inf")
 
 
-def _oasst(rows: Sequence[Row], split: str) -> Iterator[Found]:
-    """English siblings of adjacent ranks (r-1 before r); the prompt is the path from the root.
+def _oasst(rows: Sequence[Row], split: str) -> Iterator[Outcome]:
+    """Pairs of English siblings of adjacent ranks (r-1 is preferred to r); the prompt is the path from the root.
 
-    Rows are messages, not pairs: one of rank 0 or without a rank only serves others, and is not counted as dropped.
+    Rows are messages, not pairs. A message of rank 0 or without a rank makes no pair of its own, and is not counted as
+    dropped.
     """
     by_id: dict[str, Row] = {}
     by_rank: dict[tuple[str | None, int], str] = {}
@@ -146,7 +148,7 @@ def _oasst(rows: Sequence[Row], split: str) -> Iterator[Found]:
 
 
 def _path(by_id: dict[str, Row], message: str | None) -> list[Row] | None:
-    """The turns from the root to a message; None where one of them is absent (not English)."""
+    """The turns from the root to a message; None where one of them was left out (not English)."""
     path = []
     while message is not None:
         if message not in by_id:

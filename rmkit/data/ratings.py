@@ -70,13 +70,13 @@ def _read(value: Any, field: str) -> Ratings:
 def table(held: Sequence[str | None], objectives: Sequence[str]) -> tuple[np.ndarray, set[str]]:
     """What the cache holds for N rows as float64 [N, 2, K], NaN where a side was not rated by one of the K objectives;
     and the names of other objectives that stand in it."""
-    found, others = np.full((len(held), 2, len(objectives)), np.nan), set()
+    rated, others = np.full((len(held), 2, len(objectives)), np.nan), set()
     place = {name: k for k, name in enumerate(objectives)}
     for i, raw in enumerate(held):
         for side, ratings in json.loads(raw).items() if raw else ():
             for name, rating in ratings.items():
                 if name in place:
-                    found[i, SIDES.index(side), place[name]] = rating
+                    rated[i, SIDES.index(side), place[name]] = rating
                 else:
                     others.add(name)
-    return found, others
+    return rated, others

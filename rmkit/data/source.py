@@ -1,7 +1,7 @@
 """Names on the command line -> one `datasets.Dataset` of normalised preferences.
 
-A name is an existing file or folder, a named set, or a hub id, in that order. Every source becomes a cached Arrow file
-through `Dataset.from_generator`, one row at a time; what was read and dropped is said, a line per source.
+A name is an existing file or folder, a named set, or a hub id, in that order. Every source is read row by row into a
+cached Arrow file (`Dataset.from_generator`); one line per source says what was read and dropped.
 """
 
 import difflib
@@ -25,20 +25,19 @@ from rmkit.errors import plain
 Split = Literal["train", "test"]
 Say = Callable[[str], None]
 
-# HF's own convention for the files of a folder: train.jsonl, test-00000-of-00002.parquet
+# How Hugging Face names the files of a folder: train.jsonl, test-00000-of-00002.parquet
 _FILE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)[-_.]")
 
 
 def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | Dataset | None = None) -> Dataset:
     """The preferences of all names in their order, with the columns of `cache.features`.
 
-    `rows` that a Python program holds are read in place of the names. Says one line per source: form, rows,
-    preferences, and what was dropped by reason. The column `source` says "file:line", "file:index" (JSON array) or
-    "set:row".
+    `rows`, from a Python program, are read instead of the names. Says one line per source: form, rows, preferences, and
+    how many were dropped, by reason. The column `source` is "file:line", "file:index" (JSON array) or "set:row".
 
     Raises:
-        ValueError: a name that is nothing, a source that cannot be read, a bad row (file, line and field are named),
-            or no preference left.
+        ValueError: a name that is not known, a source that cannot be read, a bad row (the message gives file, line and
+            field), or no preference left.
     """
     if rows is None:
         sources = (source for name in names for source in _sources(name, split, say))
@@ -73,7 +72,7 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
 
 
 def overlap(train: Dataset, test: Dataset) -> int:
-    """How many test preferences (prompt, chosen and rejected equal) stand in train too; holds hashes of test only."""
+    """How many test preferences are also in train (prompt, chosen and rejected equal); keeps hashes of test only."""
     in_test = Counter(_hashes(test))
     shared = {digest for digest in _hashes(train) if digest in in_test}
     return sum(in_test[digest] for digest in shared)
@@ -87,7 +86,7 @@ def _hashes(preferences: Dataset) -> Iterator[bytes]:
 
 
 def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Dataset | None]]:
-    """The sources that a name stands for, each with its rows where `datasets` has opened them already."""
+    """The sources that a name stands for, each with its rows if `datasets` has opened them, else None."""
     path = Path(given)
     if given and path.exists():
         yield from _local(path, split, say)
@@ -137,7 +136,7 @@ def _local(path: Path, split: Split, say: Say) -> Iterator[tuple[Source, Dataset
 
 
 def _folder(path: Path, split: Split, say: Say) -> list[Path]:
-    """Data files in sorted order, without those named for another split: train.jsonl is no test data."""
+    """The data files in sorted order, without those named for another split: train.jsonl is not read for test."""
     files = sorted(filter(is_data, path.iterdir()))
     if not files:
         raise ValueError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file, and is no save_to_disk folder")

@@ -1,8 +1,8 @@
-"""From preferences to token sequences: the tokenisation contract, applied once and cached.
+"""The tokenizer of a model, and how a conversation becomes tokens.
 
-A conversation (prompt + one response) is rendered by the chat template and encoded without special tokens on top: the
-template alone decides about BOS and EOS, so neither is doubled. The end token, whose hidden state is scored, is the
-last token of the rendered text. TRL and HALOs render the same way.
+A conversation (prompt + one response) is rendered by the chat template and encoded without further special tokens: the
+template alone adds BOS and EOS, so neither is doubled. The end token, whose hidden state is scored, is the last token
+of the rendered text. TRL and HALOs render the same way.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ DEFAULT_TEMPLATE = (
     "{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nassistant:' }}{% else %}{{ eos_token }}{% endif %}"
 )
-"""For base models, which have none: role and content of each turn, closed by one EOS."""
+"""The template for base models, which have none: role and content of each turn, closed by one EOS."""
 
 PAD_CANDIDATES = (
     "<|finetune_right_pad_id|>",
@@ -29,13 +29,13 @@ PAD_CANDIDATES = (
     "<unk>",
     "<|endoftext|>",
 )
-"""Tokens that exist and mean nothing in a rendered text, in order of preference."""
+"""Tokens that serve as pad token where a vocabulary has them, because no rendered text uses them; the best first."""
 
 PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 
 
 def load_tokenizer(name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, made fit for scoring; what had to be chosen is said.
+    """Load the tokenizer of a folder or hub id, and `prepare` it.
 
     Raises ValueError where there is none, or where it has no EOS to close the default template with.
     """
@@ -50,7 +50,7 @@ def load_tokenizer(name: str, say: Callable[[str], None]) -> PreTrainedTokenizer
 
 
 def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
-    """Give a tokenizer a chat template and a pad token that no conversation ends in, where it lacks them."""
+    """Give a tokenizer a chat template and a pad token that ends no conversation, where it has none; says which."""
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:
             raise ValueError(
@@ -68,7 +68,7 @@ def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], 
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template that renders conversations, also where the tokenizer brings several by name."""
+    """The chat template that renders conversations, also where the tokenizer has several, each with a name."""
     template = tokenizer.chat_template
     return template["default"] if isinstance(template, dict) else template
 
@@ -83,7 +83,7 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, ends: set[int | None]) -> str
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: SequenceOf[dict[str, str]]) -> str:
-    """The text of a conversation, exactly as it is tokenised. jinja2.TemplateError where the template refuses it."""
+    """The text of a conversation as it is tokenised. Raises jinja2.TemplateError where the template rejects it."""
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False)
     except jinja2.TemplateError:
@@ -93,5 +93,5 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: SequenceOf[dict[str, st
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: SequenceOf[str]) -> list[list[int]]:
-    """Token ids of rendered texts; nothing is added and nothing is cut."""
+    """Token ids of rendered texts; no token is added and no text is cut."""
     return tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

@@ -1,5 +1,5 @@
-"""What the public benchmarks add to plain pairs: RewardBench's sections and its file, rows of RM-Bench and of
-RewardBench 2, which hold several responses and were read as all pairs of them."""
+"""RewardBench's sections and input file, and the rows of RM-Bench and RewardBench 2, which hold several responses and
+are scored as all pairs of them."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rmkit.data.fields import Message
+from rmkit.storage.atomic import written_file
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -44,14 +45,14 @@ SECTIONS: dict[str, dict[str, int]] = {
 """RewardBench 1: weight of each subset in its section (its number of rows; the prior sets count alike)."""
 
 SECTION_WEIGHT = {"Chat": 2, "Chat Hard": 2, "Safety": 2, "Reasoning": 2, "Prior": 1}
-"""Of a section in the paper's average."""
+"""Weight of a section in the average that the paper reports."""
 
 
 def sections(accuracy: dict[str, float]) -> dict | None:
-    """RewardBench's section scores from accuracies by subset name; None where no name is one of its subsets.
+    """RewardBench's section scores, from accuracies by subset name; None where no subset is RewardBench's.
 
-    A subset that is missing is skipped, as RewardBench does; `covered` is the share of the section's weight that is
-    there. `average` is over the sections that are there.
+    A missing subset is skipped, as RewardBench does; `covered` is the share of the section's weight that is present.
+    `average` is over the sections that are present.
     """
     scores = {}
     for section, weights in SECTIONS.items():
@@ -66,13 +67,13 @@ def sections(accuracy: dict[str, float]) -> dict | None:
     if not scores:
         return None
     total = sum(SECTION_WEIGHT[name] for name in scores)
-    average = sum(SECTION_WEIGHT[name] * found["score"] for name, found in scores.items()) / total
+    average = sum(SECTION_WEIGHT[name] * section["score"] for name, section in scores.items()) / total
     return {"sections": scores, "average": average}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListRow:
-    """A row of response lists whose pairs were all scored."""
+    """A row with lists of responses, all of whose pairs were scored."""
 
     file: str
     pairs: np.ndarray
@@ -83,23 +84,23 @@ _PLACE = re.compile(r"(.*)/(\d+)>(\d+)", re.DOTALL)
 
 
 def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -> tuple[list[ListRow], int]:
-    """Rows of response lists (RM-Bench, RewardBench 2) put together again, and how many are not whole.
+    """Rebuild the rows of response lists (RM-Bench, RewardBench 2) from their pairs; how many rows lack a pair.
 
-    All sequences are over P preferences: `source` ("file:line") and `ids` ("ID/i>j", as data/forms.py writes them)
-    tell the row and the place in it; `position` int64 [P] is that among the scored pairs, -1 where it was dropped.
-    Pairs of ranked responses, which no response forms with itself, are no such rows.
+    All arguments have an entry for each of P preferences: `source` ("file:line") and `ids` ("ID/i>j", as data/forms.py
+    writes them) name the row and the place in it; `position` int64 [P] is the index among the scored pairs, -1 where
+    the pair was dropped. Rows of ranked responses have no pair i>i, and are left out by that.
     """
     cells: dict[tuple[str, str], dict[tuple[int, int], int]] = {}
     for p, (where, name) in enumerate(zip(source, ids, strict=True)):
         if match := _PLACE.fullmatch(name):
             cells.setdefault((where, match[1]), {})[int(match[2]), int(match[3])] = p
     rows, broken = [], 0
-    for (where, _), found in cells.items():
-        if all(i != j for i, j in found):
+    for (where, _), by_place in cells.items():
+        if all(i != j for i, j in by_place):
             continue
-        shape = tuple(max(place) + 1 for place in zip(*found, strict=True))
+        shape = tuple(max(place) + 1 for place in zip(*by_place, strict=True))
         pairs = np.full(shape, -1)
-        for place, p in found.items():
+        for place, p in by_place.items():
             pairs[place] = position[p]
         if (pairs < 0).any():
             broken += 1
@@ -109,7 +110,7 @@ def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -
 
 
 def part_rows(rows: Sequence[ListRow]) -> tuple[list[list[ListRow]], list[ListRow]]:
-    """Rows in styles, a list for each number of styles, and rows of best of n.
+    """Split rows into those of style matrices, one list for each number of styles, and those of best of n.
 
     A file whose rows all have as many rejected as chosen responses, the same number, at least 2, holds styles.
     """
@@ -129,21 +130,20 @@ def part_rows(rows: Sequence[ListRow]) -> tuple[list[list[ListRow]], list[ListRo
 
 
 def write_rewardbench(file: Path, preferences: Iterable[dict], say: Callable[[str], None]) -> None:
-    """Write preferences as `rewardbench --dataset FILE --load_json` reads them offline: whole conversations, and no
-    other field. How many of them RewardBench renders otherwise than we do is said. Raises ValueError where the file
-    cannot be written."""
+    """Write preferences as `rewardbench --dataset FILE --load_json` reads them offline: whole conversations only.
+
+    Says how many of them RewardBench renders differently from rmkit. Raises ValueError where the file cannot be
+    written.
+    """
     count = otherwise = 0
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as opened:
+        with written_file(file) as out:
             for row in preferences:
                 sides = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
-                opened.write(json.dumps(sides) + "\n")
+                out.write(json.dumps(sides) + "\n")
                 count += 1
                 otherwise += not all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
-        partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"--export rewardbench {file}: it could not be written ({error.strerror})") from error
     say(f"{count} pairs for RewardBench: rewardbench --model MODEL --dataset {file} --load_json")
     if otherwise:

@@ -1,4 +1,4 @@
-"""From scored pairs to what is told of them: metrics.json, the columns of scores.jsonl, the pairs that are quoted."""
+"""What an evaluation reports of scored pairs: metrics.json, the columns of scores.jsonl, and the pairs to quote."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,82 +11,82 @@ from rmkit.evaluation.benchmarks import ListRow
 from rmkit.evaluation.scores import Scored
 
 SHOWN = 12
-"""Pairs of one kind that are quoted."""
+"""How many pairs of one kind are quoted."""
 
 Columns = dict[str, np.ndarray]
 
 
 def columns(preferences: Dataset, scored: Scored, other: Scored | None) -> Columns:
-    """What scores.jsonl says of each of the N pairs; `other` holds a second model's scores of the same pairs."""
+    """The columns of scores.jsonl, one entry for each of N pairs; `other`: a second model's scores of the same."""
     kept = preferences.select(scored.rows)
     subset = [name or _place(where) for name, where in zip(kept["subset"], kept["source"], strict=True)]
     asked = [np.array(kept[name], np.float64) for name in ("margin", "target", "weight")]
-    found = {"source": np.array(kept["source"]), "id": np.array(kept["id"]), "subset": np.array(subset)}
+    table = {"source": np.array(kept["source"]), "id": np.array(kept["id"]), "subset": np.array(subset)}
     for prefix, scores in (("", scored), ("against_", other)):
         if scores is not None:
-            found[f"{prefix}score_chosen"] = scores.chosen
-            found[f"{prefix}score_rejected"] = scores.rejected
-            found[f"{prefix}margin"] = scores.chosen.astype(np.float64) - scores.rejected
-            found[f"{prefix}correct"] = scores.chosen > scores.rejected
-            found[f"{prefix}loss"] = statistics.losses(scores.chosen, scores.rejected, *asked)
+            table[f"{prefix}score_chosen"] = scores.chosen
+            table[f"{prefix}score_rejected"] = scores.rejected
+            table[f"{prefix}margin"] = scores.chosen.astype(np.float64) - scores.rejected
+            table[f"{prefix}correct"] = scores.chosen > scores.rejected
+            table[f"{prefix}loss"] = statistics.losses(scores.chosen, scores.rejected, *asked)
     for i, side in enumerate(("chosen", "rejected")):
-        found[f"tokens_{side}"] = scored.tokens[:, i]
-        found[f"characters_{side}"] = np.array([sum(len(m["content"]) for m in turns) for turns in kept[side]])
-    return found
+        table[f"tokens_{side}"] = scored.tokens[:, i]
+        table[f"characters_{side}"] = np.array([sum(len(m["content"]) for m in turns) for turns in kept[side]])
+    return table
 
 
 def _place(where: str) -> str:
-    """The subset of a row that names none: the file or set that it comes from."""
+    """The subset of a row that gives none: the file or set that the row comes from."""
     return "/".join(Path(where.rpartition(":")[0]).parts[-2:])
 
 
-def measure(preferences: Dataset, scored: Scored, found: Columns) -> dict:
-    """What metrics.json says of the pairs: overall, by subset, and by what kind of rows they come from."""
-    chosen, rejected, subset = found["score_chosen"], found["score_rejected"], found["subset"]
-    subsets = {name: _summary(found, subset == name) for name in sorted(set(subset.tolist()))}
+def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
+    """The figures of metrics.json: overall, by subset, and for rows of several responses."""
+    chosen, rejected, subset = per_pair["score_chosen"], per_pair["score_rejected"], per_pair["subset"]
+    subsets = {name: _summary(per_pair, subset == name) for name in sorted(set(subset.tolist()))}
     everything = np.ones(len(subset), bool)
     position = np.full(len(preferences), -1)
     position[scored.rows] = np.arange(len(scored.rows))
     rows, broken = benchmarks.list_rows(preferences["source"], preferences["id"], position)
     against = None
-    if "against_correct" in found:
+    if "against_correct" in per_pair:
         against = {
-            "overall": _summary(found, everything, "against_"),
-            "subsets": {name: _summary(found, subset == name, "against_") for name in subsets},
-            "mcnemar": statistics.mcnemar(found["correct"], found["against_correct"]),
+            "overall": _summary(per_pair, everything, "against_"),
+            "subsets": {name: _summary(per_pair, subset == name, "against_") for name in subsets},
+            "mcnemar": statistics.mcnemar(per_pair["correct"], per_pair["against_correct"]),
         }
     return {
         "pairs": len(subset),
         "conversations": scored.sequences,
         "dropped": scored.dropped,
-        "overall": _summary(found, everything),
+        "overall": _summary(per_pair, everything),
         "subsets": subsets,
-        "calibration": statistics.calibration(found["margin"]),
+        "calibration": statistics.calibration(per_pair["margin"]),
         "length_bias": {
             "unit": "characters of the response",
-            **statistics.length_bias(chosen, rejected, found["characters_chosen"], found["characters_rejected"]),
+            **statistics.length_bias(chosen, rejected, per_pair["characters_chosen"], per_pair["characters_rejected"]),
         },
-        **_of_lists(rows, found),
+        **_of_lists(rows, per_pair),
         "list_rows_left_out": broken,
         "rewardbench": benchmarks.sections({name: values["accuracy"] for name, values in subsets.items()}),
         "against": against,
     }
 
 
-def _summary(found: Columns, inside: np.ndarray, prefix: str = "") -> dict:
+def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
     wanted = (f"{prefix}{name}" for name in ("score_chosen", "score_rejected", "loss"))
-    return statistics.summary(*(found[name][inside] for name in wanted))
+    return statistics.summary(*(per_pair[name][inside] for name in wanted))
 
 
-def _of_lists(rows: list[ListRow], found: Columns) -> dict:
-    """Style matrices (one for each number of styles, mostly none or one) and best of n, overall and by subset."""
-    chosen, rejected = found["score_chosen"], found["score_rejected"]
+def _of_lists(rows: list[ListRow], per_pair: Columns) -> dict:
+    """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset."""
+    chosen, rejected = per_pair["score_chosen"], per_pair["score_rejected"]
     styles, best = benchmarks.part_rows(rows)
 
     def by_subset(some: Sequence[ListRow], measured: Callable[[Sequence[ListRow]], dict]) -> dict:
         parts: dict[str, list[ListRow]] = {}
         for row in some:
-            parts.setdefault(str(found["subset"][row.pairs[0, 0]]), []).append(row)
+            parts.setdefault(str(per_pair["subset"][row.pairs[0, 0]]), []).append(row)
         return {**measured(some), "subsets": {name: measured(part) for name, part in sorted(parts.items())}}
 
     def matrix(some: Sequence[ListRow]) -> dict:
@@ -103,18 +103,18 @@ def _of_lists(rows: list[ListRow], found: Columns) -> dict:
     }
 
 
-def quoted(preferences: Dataset, scored: Scored, found: Columns) -> dict[str, list[dict]]:
-    """The pairs that the report quotes: those most wrong, and those on which two models disagree most."""
-    order = np.argsort(found["margin"], kind="stable")
-    picked = {"most wrong": order[~found["correct"][order]][:SHOWN]}
-    if "against_correct" in found:
-        apart = np.abs(statistics.sigmoid(found["margin"]) - statistics.sigmoid(found["against_margin"]))
+def quoted(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict[str, list[dict]]:
+    """The pairs that the report quotes: the most wrong ones, and those on which two models disagree most."""
+    order = np.argsort(per_pair["margin"], kind="stable")
+    picked = {"most wrong": order[~per_pair["correct"][order]][:SHOWN]}
+    if "against_correct" in per_pair:
+        apart = np.abs(statistics.sigmoid(per_pair["margin"]) - statistics.sigmoid(per_pair["against_margin"]))
         order = np.argsort(-apart, kind="stable")
-        picked["most apart"] = order[(found["correct"] != found["against_correct"])[order]][:SHOWN]
-    names = [name for name in found if "score_" in name] + ["source", "subset"]
+        picked["most apart"] = order[(per_pair["correct"] != per_pair["against_correct"])[order]][:SHOWN]
+    names = [name for name in per_pair if "score_" in name] + ["source", "subset"]
     return {
         kind: [
-            {**_texts(preferences[int(scored.rows[i])]), **{name: found[name][i].item() for name in names}}
+            {**_texts(preferences[int(scored.rows[i])]), **{name: per_pair[name][i].item() for name in names}}
             for i in positions
         ]
         for kind, positions in picked.items()
@@ -129,7 +129,7 @@ def _texts(preference: dict) -> dict[str, str]:
 
 
 def key_figures(m: dict) -> list[tuple[str, str]]:
-    """The few numbers that matter, name and value, for the page and for the terminal."""
+    """The most important numbers as (name, value), for the page and for the terminal."""
     o, bias = m["overall"], m["length_bias"]
     low, high = o["accuracy_low"], o["accuracy_high"]
     rows = [
@@ -152,7 +152,7 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
     if best := m["best_of_n"]:
         rows.append(("best of n", f"{best['accuracy']:.4f} ({best['rows']:,} rows)"))
     if m["rewardbench"]:
-        rows += [(f"RewardBench {name}", _section(found)) for name, found in m["rewardbench"]["sections"].items()]
+        rows += [(f"RewardBench {name}", _section(section)) for name, section in m["rewardbench"]["sections"].items()]
     if against := m["against"]:
         test = against["mcnemar"]
         rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
@@ -160,9 +160,9 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def accuracy_of(found: dict) -> str:
-    """An accuracy and what it is of, in words."""
-    return f"accuracy {found['accuracy']:.4f} of {found['pairs']:,} pairs" if found["pairs"] else "no such pair"
+def accuracy_of(share: dict) -> str:
+    """An accuracy and its number of pairs, in words."""
+    return f"accuracy {share['accuracy']:.4f} of {share['pairs']:,} pairs" if share["pairs"] else "no such pair"
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -170,8 +170,8 @@ def number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _section(found: dict) -> str:
-    return f"{found['score']:.4f} (from {found['covered']:.0%} of the section's weight)"
+def _section(section: dict) -> str:
+    return f"{section['score']:.4f} (from {section['covered']:.0%} of the section's weight)"
 
 
 def _apart(test: dict) -> str:

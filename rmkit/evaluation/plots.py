@@ -1,4 +1,4 @@
-"""The four plots of the report, each as SVG text that needs no font, script or file besides."""
+"""The four plots of the report, each as SVG text that needs no font, script or other file."""
 
 import io
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 CHOSEN, REJECTED, OTHER, GREY = "#1f6fb2", "#d1662a", "#6a4c93", "#8a8f98"
-"""Told apart by colour-blind readers too, and in grey print."""
+"""Colours that colour-blind readers can tell apart, and that differ in grey print."""
 
 STYLE = {
     "svg.fonttype": "path",  # letters as outlines: the page looks the same everywhere
@@ -30,7 +30,7 @@ STYLE = {
 }
 
 NAME = 30
-"""Letters of a subset's name beside the plot; a longer one keeps its end."""
+"""Characters of a subset's name beside a plot; a longer name is cut at its start."""
 
 
 def _svg(draw: Callable[[Figure], None], width: float = 6.0, height: float = 4.2) -> str:
@@ -43,26 +43,26 @@ def _svg(draw: Callable[[Figure], None], width: float = 6.0, height: float = 4.2
 
 
 def _legend(figure: Figure) -> None:
-    """Above the axes, where it hides no point, without transparency."""
+    """Draw the legend above the axes, where it hides no point, in opaque colours."""
     for handle in figure.legend(loc="outside upper left", ncols=3).legend_handles:
         handle.set_alpha(1.0)
         if hasattr(handle, "set_sizes"):
-            handle.set_sizes([30])  # square points: of a legend a reader must see the colour
+            handle.set_sizes([30])  # square points: large enough to show their colour
 
 
 def reliability(table: list[dict]) -> str:
     """Accuracy against stated probability, with 95 % intervals; below, the pairs in each bin."""
     rows = [row for row in table if row["pairs"]]
     stated = np.array([row["confidence"] for row in rows])
-    found = np.array([row["accuracy"] for row in rows])
+    accuracy = np.array([row["accuracy"] for row in rows])
     # The interval of a bin with half a success may miss its share by a hair.
     spread = np.clip([[r["accuracy"] - r["accuracy_low"], r["accuracy_high"] - r["accuracy"]] for r in rows], 0, None).T
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         upper.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-        upper.errorbar(stated, found, spread, fmt="o-", color=CHOSEN, capsize=3, label="model, 95 % interval")
-        upper.set(ylabel="pairs it has right (share)", ylim=(min(0.35, (found - spread[0]).min() - 0.03), 1.03))
+        upper.errorbar(stated, accuracy, spread, fmt="o-", color=CHOSEN, capsize=3, label="model, 95 % interval")
+        upper.set(ylabel="pairs it has right (share)", ylim=(min(0.35, (accuracy - spread[0]).min() - 0.03), 1.03))
         middles = [(row["low"] + row["high"]) / 2 for row in table]
         lower.bar(middles, [row["pairs"] for row in table], width=0.046, color=GREY)
         lower.set(xlabel="probability it gives to the side it prefers", ylabel="pairs", xlim=(0.49, 1.01))
@@ -119,15 +119,15 @@ def medians(lengths: np.ndarray, scores: np.ndarray) -> tuple[list[float], list[
 
 
 def subsets(rows: list[tuple[str, dict]], other: list[tuple[str, dict]]) -> str:
-    """Accuracy with its 95 % interval, a line for each subset from the top down; `other` is a second model's."""
+    """Accuracy of each subset with its 95 % interval, from the top down; `other` is a second model's."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         places = np.arange(len(rows))
-        for found, colour, shift, name in ((rows, CHOSEN, 0.0, "model"), (other, OTHER, 0.25, "against")):
-            if found:
-                share = np.array([values["accuracy"] for _, values in found])
-                ends = np.array([[v["accuracy_low"], v["accuracy_high"]] for _, v in found]).T
+        for of_model, colour, shift, name in ((rows, CHOSEN, 0.0, "model"), (other, OTHER, 0.25, "against")):
+            if of_model:
+                share = np.array([values["accuracy"] for _, values in of_model])
+                ends = np.array([[v["accuracy_low"], v["accuracy_high"]] for _, v in of_model]).T
                 spread = np.clip([share - ends[0], ends[1] - share], 0, None)
                 axes.errorbar(share, places + shift, xerr=spread, fmt="o", color=colour, capsize=3, label=name)
         axes.axvline(0.5, color=GREY, linestyle="--")

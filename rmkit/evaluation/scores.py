@@ -1,4 +1,4 @@
-"""Scores of preference pairs by one model: each distinct conversation once, shared out over the processes."""
+"""Score preference pairs with one model: each distinct conversation once, split over the processes."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ from rmkit.config import DataConfig
 from rmkit.scorer import Scorer
 
 CHUNK = 512
-"""Conversations that are split into forward passes at once: enough to fill them, few enough to hold."""
+"""Conversations that are batched at a time: enough to fill the forward passes, few enough to hold in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,26 +24,26 @@ class Scored:
     """N pairs with their scores."""
 
     rows: np.ndarray
-    """int64, rising: which of the preferences each pair is"""
+    """int64, ascending: the index of each pair among the preferences"""
     chosen: np.ndarray
     rejected: np.ndarray
     """float32"""
     tokens: np.ndarray
-    """int64 [N, 2]: length of both whole conversations"""
+    """int64 [N, 2]: length of both conversations, prompt included"""
     sequences: int
     """Distinct conversations"""
     dropped: dict[str, int]
     """Preferences that were not scored, by reason"""
 
     def only(self, rows: np.ndarray) -> "Scored":
-        """The pairs of these preferences, which must all be among its own."""
+        """Keep the pairs of these preferences, all of which must have been scored."""
         at = np.searchsorted(self.rows, rows)
         parts = {name: getattr(self, name)[at] for name in ("rows", "chosen", "rejected", "tokens")}
         return Scored(**parts, sequences=self.sequences, dropped=self.dropped)
 
 
 def with_a_preferred_side(preferences: Dataset, say: Callable[[str], None]) -> tuple[Dataset, dict[str, int]]:
-    """Without the pairs whose target says that chosen does not win: neither side is right there."""
+    """Drop the pairs whose target says that chosen does not win, because no side is right; how many, by reason."""
     target = np.array(preferences["target"], np.float64)
     undecided = target <= 0.5
     if not undecided.any():
@@ -58,9 +58,9 @@ def with_a_preferred_side(preferences: Dataset, say: Callable[[str], None]) -> t
 def score_pairs(
     preferences: Dataset, scorer: Scorer, name: str, accelerator: Accelerator, say: Callable[[str], None]
 ) -> Scored:
-    """Score both sides of every preference that fits the model, on all ranks together: each has all scores then.
+    """Score both sides of every preference that fits the model. All ranks take part, and each gets all scores.
 
-    Raises ValueError with the pair's place where a score of the model `name` is not finite.
+    Raises ValueError, with the place of the pair, where a score of the model `name` is not finite.
     """
     with accelerator.main_process_first():  # one rank fills the cache, the others read it
         pairs = tokenise(preferences, scorer.tokenizer, DataConfig(), scorer.max_length, say)
@@ -76,17 +76,17 @@ def score_pairs(
             shown = time.perf_counter()
             say(f"scored {start + len(chunk):,} of {len(mine):,} conversations")
     # Each score is one rank's own and zero elsewhere, so the sum is exact.
-    found = accelerator.reduce(torch.from_numpy(scores).to(accelerator.device), "sum").cpu().numpy()[sides]
-    bad = np.flatnonzero(~np.isfinite(found).all(1))
+    by_side = accelerator.reduce(torch.from_numpy(scores).to(accelerator.device), "sum").cpu().numpy()[sides]
+    bad = np.flatnonzero(~np.isfinite(by_side).all(1))
     if len(bad):
         raise ValueError(
-            f"{name} scores the pair of {pairs.source[int(bad[0])]} {found[bad[0]].tolist()} ({len(bad)} such pairs of "
-            f"{len(pairs)}): a score must be finite. Look at the weights, or set --precision fp32"
+            f"{name} scores the pair of {pairs.source[int(bad[0])]} {by_side[bad[0]].tolist()} ({len(bad)} such pairs "
+            f"of {len(pairs)}): a score must be finite. Look at the weights, or set --precision fp32"
         )
     return Scored(
         rows=pairs.chosen.rows,
-        chosen=found[:, 0],
-        rejected=found[:, 1],
+        chosen=by_side[:, 0],
+        rejected=by_side[:, 1],
         tokens=np.stack([pairs.chosen.lengths, pairs.rejected.lengths], 1),
         sequences=len(sequences),
         dropped=pairs.dropped,
@@ -94,12 +94,13 @@ def score_pairs(
 
 
 def distinct(pairs: TokenisedPairs) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """The distinct sequences of N pairs: which one each side is, int64 [N, 2]; the S sequences; their prompt, [S]."""
+    """The distinct sequences of N pairs: the index of each side's sequence, int64 [N, 2]; the S sequences; the group of
+    each, int64 [S], equal where the prompt is."""
     index: dict[bytes, int] = {}
     sides, sequences, group = np.empty((len(pairs), 2), np.int64), [], []
     for i in range(len(pairs)):
         for side, tokens in enumerate((pairs.chosen[i], pairs.rejected[i])):
-            # A digest, because the dictionary would hold every token a second time.
+            # A digest as the key: the tokens themselves would be held twice.
             key = hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
             sides[i, side] = index.setdefault(key, len(sequences))
             if sides[i, side] == len(sequences):

@@ -1,8 +1,8 @@
-"""What the scores of a reward model say: pure functions of numpy arrays, plain values out, ready for JSON.
+"""Statistics of a reward model's scores: pure functions of numpy arrays that return plain values, ready for JSON.
 
 Letters: N pairs, R rows, K styles. `chosen` and `rejected` are float [N], the scores of the two sides;
 p = sigmoid(chosen - rejected) is the probability that the model gives to the label (Bradley and Terry, 1952).
-A tie (equal scores) counts as wrong, as HALOs and RewardBench count it, and is counted besides.
+A tie (equal scores) counts as wrong, as in HALOs and RewardBench; the number of ties is given beside it.
 """
 
 import numpy as np
@@ -21,14 +21,14 @@ BINS = 10
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """Wilson's score interval of a share (Wilson, 1927): right near 0 and 1 and for few pairs, unlike share +- 2 s.
 
-    It takes the pairs as independent; several pairs on one prompt are less so, and it is too narrow then.
+    It assumes independent pairs; several pairs on one prompt are not, and the interval is too narrow for them.
     """
     interval = stats.binomtest(int(correct), int(count)).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def share(right: np.ndarray) -> dict:
-    """How many of bool [N] are true, their share and its interval; null where there is none."""
+    """How many of bool [N] are true, their share and its interval; both are None where N is 0."""
     correct, count = int(right.sum()), len(right)
     low, high = wilson(correct, count) if count else (None, None)
     return {
@@ -93,11 +93,11 @@ def calibration(difference: np.ndarray) -> dict:
         count = int(inside.sum())
         row = {"low": float(edges[b]), "high": float(edges[b + 1]), "pairs": count}
         if count:
-            stated, found = float(confidence[inside].mean()), float(right[inside].mean())
-            error += count * abs(found - stated)
+            stated, accuracy = float(confidence[inside].mean()), float(right[inside].mean())
+            error += count * abs(accuracy - stated)
             # An interval needs whole successes; only a tie in the first bin is half a one.
             low, high = wilson(int(right[inside].sum()), count)
-            row |= {"confidence": stated, "accuracy": found, "accuracy_low": low, "accuracy_high": high}
+            row |= {"confidence": stated, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
         table.append(row)
     return {
         "brier": float(np.mean(sigmoid(-difference) ** 2)),
@@ -116,13 +116,13 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 def length_bias(
     chosen: np.ndarray, rejected: np.ndarray, chosen_length: np.ndarray, rejected_length: np.ndarray
 ) -> dict:
-    """How far the scores follow the length of the responses, int [N] each, in any unit.
+    """How much the scores depend on the length of the responses, int [N] each, in any unit.
 
     `longer_chosen` and `shorter_chosen`: accuracy where the preferred response is the longer or the shorter one; a
     model that looks at length alone has 1 and 0. `always_longer`: accuracy of picking the longer response, and
     `prefers_longer`: how often the model does so, both among pairs of unlike length. `rank_correlation`: of score and
     length over both sides of all pairs; `rank_correlation_in_pairs`: of score difference and length difference, each
-    pair in both orientations, so that neither the prompt nor the label has a part in it.
+    pair in both orientations, so that neither the prompt nor the label plays a part.
     """
     d = chosen.astype(np.float64) - rejected
     longer = chosen_length.astype(np.int64) - rejected_length
@@ -142,10 +142,10 @@ def length_bias(
 
 
 def mcnemar(right: np.ndarray, other: np.ndarray) -> dict:
-    """Two models' verdicts, bool [N] each, on the same pairs: McNemar's exact test (1947).
+    """McNemar's exact test (1947) of two models' verdicts, bool [N] each, on the same pairs.
 
-    Only pairs that one model has right and the other wrong tell them apart; were the models equally good, each would
-    be a fair coin. `p_value` is two-sided and 1 where there is no such pair.
+    Only the pairs that one model has right and the other wrong tell the models apart; if the models were equally good,
+    each of these pairs would be a fair coin. `p_value` is two-sided and 1 where there is no such pair.
     """
     only, only_other = int((right & ~other).sum()), int((other & ~right).sum())
     apart = only + only_other
@@ -178,8 +178,8 @@ def style_matrix(chosen: np.ndarray, rejected: np.ndarray) -> dict:
 
 
 def best_of_n(worst_chosen: np.ndarray, best_rejected: np.ndarray) -> dict:
-    """R rows of several responses each: right where the lowest score among the chosen ones (mostly one) is above the
-    highest among the rejected ones, float [R] each. RewardBench 2 gives a share of the point for a tie; here it is
-    wrong, as everywhere."""
-    found = share(worst_chosen > best_rejected)
-    return {"rows": found.pop("pairs"), **found, "ties": int((worst_chosen == best_rejected).sum())}
+    """Best-of-n accuracy of R rows: right where the lowest score of the chosen responses (usually one) is above the
+    highest of the rejected ones, float [R] each. RewardBench 2 gives part of the point for a tie; here a tie is wrong,
+    as everywhere."""
+    counts = share(worst_chosen > best_rejected)
+    return {"rows": counts.pop("pairs"), **counts, "ties": int((worst_chosen == best_rejected).sum())}

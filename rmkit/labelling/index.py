@@ -12,6 +12,7 @@ import numpy as np
 
 from rmkit.data.json_rows import decoded, parsed, rows, unit
 from rmkit.labelling.samples import Sample, samples
+from rmkit.storage.atomic import written_file
 
 ENTRY = np.dtype(
     [
@@ -54,7 +55,8 @@ def build_index(path: Path, shown: str, folder: Path) -> dict[str, int]:
         filled += len(part)
     whole.flush()
     (folder / "index.raw").unlink()
-    (folder / "index.json").write_text(json.dumps(counts) + "\n")  # last: the index is whole where this stands
+    with written_file(folder / "index.json") as out:  # last: the index is whole where this stands
+        out.write(json.dumps(counts) + "\n")
     return counts
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import shutil
 import sys
 import zlib
@@ -13,6 +12,7 @@ from typing import Any
 from rmkit.data import source
 from rmkit.data.files import read_rows
 from rmkit.errors import plain
+from rmkit.storage.atomic import written_file
 
 STDIN = "-"
 _GZIP = b"\x1f\x8b"
@@ -40,42 +40,38 @@ def plain_file(given: str, folder: Path, say: Callable[[str], None]) -> Path:
     path = Path(given)
     copy = folder / "input"
     if given == STDIN:
-        _copied(sys.stdin.buffer, copy, given)
+        _copy(sys.stdin.buffer, copy, given)
     elif path.is_file() and not given.endswith(".parquet"):
         try:
             with path.open("rb") as file:
                 if file.read(2) != _GZIP:
                     return path
                 file.seek(0)
-                _copied(file, copy, given)
+                _copy(file, copy, given)
         except PermissionError as error:
             raise ValueError(f"{shown(given)}: cannot be read ({error.strerror})") from None
     elif path.is_file():
-        _written((row for _, row in read_rows(given, shown(given))), copy)
+        _write_rows((row for _, row in read_rows(given, shown(given))), copy)
     else:
         try:
             preferences = source.load((given,), "train", say)
         except ValueError as error:
             raise ValueError(str(error).replace("--data.train", "SAMPLES")) from error
         sides = ("prompt", "chosen", "rejected", "subset")
-        _written(({side: row[side] for side in sides} for row in preferences), copy)
+        _write_rows(({side: row[side] for side in sides} for row in preferences), copy)
     return copy
 
 
-def _copied(file: Any, copy: Path, given: str) -> None:
-    """Bytes as they are, or unzipped where they start as gzip does; the copy appears whole."""
-    partial = copy.with_suffix(".partial")
+def _copy(file: Any, copy: Path, given: str) -> None:
+    """Copy the bytes of an open file, unzipped where they start as gzip does."""
     start = file.peek(2)[:2]
     try:
-        with partial.open("wb") as out:
-            shutil.copyfileobj(gzip.GzipFile(fileobj=file) if start == _GZIP else file, out, 1 << 20)
+        with written_file(copy) as out:
+            shutil.copyfileobj(gzip.GzipFile(fileobj=file) if start == _GZIP else file, out.buffer, 1 << 20)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{shown(given)}: broken or cut gzip file ({error})") from None
-    os.replace(partial, copy)
 
 
-def _written(found: Iterable[Any], copy: Path) -> None:
-    partial = copy.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, default=str) + "\n" for row in found)
-    os.replace(partial, copy)
+def _write_rows(rows: Iterable[Any], copy: Path) -> None:
+    with written_file(copy) as out:
+        out.writelines(json.dumps(row, default=str) + "\n" for row in rows)

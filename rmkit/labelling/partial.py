@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from rmkit.storage.atomic import written_file
+
 
 class Spool:
     """The partial folder of one output file."""
@@ -51,7 +53,7 @@ class Spool:
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
-            with whole_file(file, self.folder) as out:
+            with written_file(file) as out:
                 out.write(json.dumps(contract, indent=2) + "\n")
         except OSError as error:
             raise ValueError(f"{self.folder.parent}: cannot be written ({error.strerror})") from None
@@ -135,19 +137,6 @@ class Spool:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def whole_file(file: Path, folder: Path) -> Iterator[Any]:
-    """A text file to fill that takes the place of `file` when the block ends without an error; `folder` holds it until
-    then, on the same disk."""
-    partial = folder / f"{file.name}.new"
-    # Half a surrogate pair can come in by an escape; the same escape is how it goes out.
-    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
-        yield out
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(partial, file)
 
 
 def _whole(raw: bytes) -> dict[str, Any] | None:

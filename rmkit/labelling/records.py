@@ -13,7 +13,7 @@ import numpy as np
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.config import LabelConfig
 from rmkit.labelling.index import SampleFile, by_prompt
-from rmkit.labelling.partial import whole_file
+from rmkit.storage.atomic import written_file
 
 
 def records(
@@ -76,7 +76,7 @@ def write(found: Iterable[dict[str, Any]], output: Path, folder: Path) -> int:
     The file appears whole; until then it stands in `folder`.
     """
     count, array = 0, output.name.endswith(".json")
-    with whole_file(output, folder) as out:
+    with written_file(output, folder) as out:
         for count, values in enumerate(found, 1):
             if array:
                 out.write("[\n" if count == 1 else ",\n")

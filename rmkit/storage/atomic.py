@@ -1,55 +1,63 @@
-"""Folders on disk that are whole or absent: filled aside, flushed, then renamed into their place."""
+"""Write a file or a folder so that it is whole or absent: it is filled under a name that starts with a dot, brought to
+the disk, and then renamed into its place."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TextIO
 
 import torch.distributed as dist
 
 from rmkit.distributed.collectives import first, rank, together
 
-T = TypeVar("T")
+
+@contextmanager
+def written_file(file: Path, folder: Path | None = None) -> Iterator[TextIO]:
+    """A new text file to fill, which takes the place of `file` when the block ends without an error.
+
+    Until then it stands beside `file`, or in `folder`, which has to be on the same disk.
+    """
+    partial = _partial(file, folder)
+    try:
+        # Half a surrogate pair can come in by an escape; the same escape is how it goes out.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    _flush_names(file.parent)
 
 
 @contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` only when the block ends without an error."""
-    partial = _empty(_partial(folder))
-    try:
-        yield partial
-        flush(files_below(partial))
-        _rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def written_folder(folder: Path, *, all_ranks: bool = False, group: dist.ProcessGroup | None = None) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends without an error.
 
-
-def written_together(
-    folder: Path,
-    fill: Callable[[Path], T],
-    finish: Callable[[Path, list[T]], None] = lambda partial, outcomes: None,
-    group: dist.ProcessGroup | None = None,
-) -> None:
-    """As `written_aside`, by all ranks of `group` at once, on a disk that they share.
-
-    `fill` writes and flushes the files of one rank; `finish` gets what it returned on each, by rank, and ends the work
-    on rank 0. Where anything fails on any rank, all raise it and nothing is left.
+    One process fills it, whatever the others do. With `all_ranks`, every rank of `group` (None: all) enters the block,
+    on a disk that they share; where it fails on any rank, all raise and nothing is left. A rank other than the first
+    flushes what it wrote before its block ends: its machine may keep that where the first cannot flush it.
     """
     partial = _partial(folder)
+
+    def once(action: Callable[[], Any]) -> None:
+        first(action, group) if all_ranks else action()
+
     try:
-        first(lambda: _empty(partial), group)
-        outcomes = together(lambda: fill(partial), group)
-
-        def end() -> None:
-            finish(partial, outcomes)
-            _rename(partial, folder)
-
-        first(end, group)
+        once(lambda: _make_empty(partial))
+        failed = None
+        try:
+            yield partial
+        except Exception as error:
+            failed = error
+        together(lambda: _raise(failed), group) if all_ranks else _raise(failed)
+        once(lambda: _rename(partial, folder))
     except BaseException:
-        if rank(group) == 0:
+        if not all_ranks or rank(group) == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -72,18 +80,25 @@ def delete_partial(folder: Path) -> None:
         shutil.rmtree(left)
 
 
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
+def _partial(path: Path, folder: Path | None = None) -> Path:
+    return (folder or path.parent) / f".{path.name}.partial"
 
 
-def _empty(partial: Path) -> Path:
+def _make_empty(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    return partial
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _rename(partial: Path, folder: Path) -> None:
-    for inside in {partial, *(path.parent for path in files_below(partial))}:
+    """Flush everything in `partial` and give it the name `folder`, in place of what has that name."""
+    files = files_below(partial)
+    flush(files)
+    for inside in {partial, *(path.parent for path in files)}:
         _flush_names(inside)
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
@@ -97,7 +112,7 @@ def _rename(partial: Path, folder: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """A folder's list of names is a file too."""
+    """Have the list of names in a folder on the disk, which is a file too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

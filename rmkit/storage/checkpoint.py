@@ -1,7 +1,7 @@
 """checkpoints/step-N/: a saved model and what --resume needs beside it, written while training goes on.
 
-`training/` holds Adam's state and the random state, `state.json` the counters, `SHA256SUMS` a checksum of every file.
-Every rank writes its share; the folder appears when all have written.
+`training/` holds the optimizer's and the random state, `state.json` the counters, `SHA256SUMS` a checksum of each file.
+Every rank writes its share, and the folder appears when all have.
 """
 
 import json
@@ -24,13 +24,13 @@ from rmkit.distributed.collectives import first, rank, together
 from rmkit.errors import AgreedError
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage import export, training_state
-from rmkit.storage.atomic import delete_partial, written_together
+from rmkit.storage.atomic import delete_partial, written_folder
 from rmkit.storage.checksums import damage, sums, write_sums
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands: what `state.json` holds besides the configuration."""
+    """The counters of a run: what `state.json` holds besides the configuration."""
 
     step: int = 0
     examples: int = 0
@@ -41,9 +41,9 @@ class Progress:
 
 
 class Saver:
-    """Writes checkpoints beside training, one at a time. Every rank has one and uses it at the same steps.
+    """Writes checkpoints in the background, one at a time. Every rank has a Saver and uses it at the same steps.
 
-    A context: leaving it waits for the checkpoint that is being written.
+    It is a context: leaving it waits for the checkpoint that is being written.
     """
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
@@ -62,8 +62,8 @@ class Saver:
         optimizer: torch.optim.Optimizer,
         max_length: int,
     ) -> None:
-        """Copy the state to the CPU and let it be written to checkpoints/step-N, then delete what --save.keep no longer
-        keeps. Raises AgreedError where the checkpoint before this one could not be written."""
+        """Copy the state to the CPU, and write it to checkpoints/step-N in the background; then delete the checkpoints
+        that --save.keep does not keep. Raises AgreedError where the previous checkpoint could not be written."""
         self.wait()
         if progress == self._last:  # stopped by a signal where it has just been saved
             return
@@ -73,11 +73,11 @@ class Saver:
         self._last = progress
 
     def failed(self) -> bool:
-        """Whether `wait` would raise. Ranks may learn it some steps apart."""
+        """Whether `wait` would raise. Some ranks may see it a few steps before others."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
-        """Until the checkpoint is on the disk. Raises AgreedError, on every rank, where it could not be written."""
+        """Wait until the checkpoint is on the disk. Every rank raises AgreedError where it could not be written."""
         writing, self._writing = self._writing, None
         last, self._last = self._last, None
         if writing is not None:
@@ -109,22 +109,24 @@ class Saver:
 
         try:
             first(lambda: delete_partial(folder.parent), self._group)
-            written_together(folder, fill, write_sums, self._group)
+            with written_folder(folder, all_ranks=True, group=self._group) as partial:
+                by_rank = together(lambda: fill(partial), self._group)
+                first(lambda: write_sums(partial, by_rank), self._group)
             first(lambda: _rotate(self._run, self._config.save.keep, progress), self._group)
         except (OSError, SafetensorError) as error:
             raise AgreedError(_refused(self._run, progress.step, 3 * taken.total["total_size"], error)) from error
 
 
 def steps_saved(run: Path) -> list[int]:
-    """Steps of the checkpoints in a run folder, oldest first; whole or not."""
-    found = (re.fullmatch(r"step-(\d+)", p.name) for p in (run / "checkpoints").glob("step-*"))
-    return sorted(int(match[1]) for match in found if match)
+    """The steps of a run folder's checkpoints, oldest first, whether the checkpoints are whole or not."""
+    matches = (re.fullmatch(r"step-(\d+)", p.name) for p in (run / "checkpoints").glob("step-*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def newest_whole(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose checksums hold, with its state.json; each broken one is said aloud.
+    """The newest checkpoint whose checksums are right, and its state.json; says which newer ones are damaged.
 
-    Every rank takes part, and gets what rank 0 found.
+    Every rank takes part, and all get the same.
     """
     for step in reversed(first(lambda: steps_saved(run))):
         folder = run / "checkpoints" / f"step-{step}"
@@ -136,7 +138,7 @@ def newest_whole(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str,
 
 
 def _held(folder: Path) -> dict[str, Any] | str:
-    """What state.json holds, or what is wrong with it: checksums that fit can stand beside anything."""
+    """The contents of state.json, or what is wrong with it: right checksums do not mean that rmkit wrote it."""
     try:
         held = json.loads((folder / "state.json").read_text())
         progress = Progress(**held["progress"])
@@ -152,8 +154,8 @@ def _held(folder: Path) -> dict[str, Any] | str:
 
 
 def _rotate(run: Path, keep: int, progress: Progress) -> None:
-    """Keep the newest `keep`, the one just written among them, and the best. A newer one than that is the damaged rest
-    of what the run went on from."""
+    """Delete all but the best checkpoint and the newest `keep` up to the one just written. A later step can only be a
+    damaged checkpoint that the resumed run went back from."""
     steps = steps_saved(run)
     done = [step for step in steps if step <= progress.step]
     stay = {*done[-keep:], progress.best_step}
@@ -163,7 +165,7 @@ def _rotate(run: Path, keep: int, progress: Progress) -> None:
 
 
 def _refused(run: Path, step: int, size: int, error: Exception) -> str:
-    """The sentence for a checkpoint that could not be written."""
+    """The message for a checkpoint that could not be written."""
     folder = run / "checkpoints"
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     try:

@@ -15,26 +15,25 @@ def sha256(file: Path) -> str:
 
 
 def sums(folder: Path, files: list[Path]) -> dict[str, str]:
-    """Checksums by name in `folder` of files that this rank wrote, once they are on the disk."""
+    """Flush the files that this rank wrote to the disk; their checksums by name in `folder`."""
     flush(files)
     return {str(file.relative_to(folder)): sha256(file) for file in files}
 
 
 def write_sums(folder: Path, by_rank: list[dict[str, str]]) -> None:
-    """Write down what `sums` gave on every rank. OSError where rank 0 does not see the file of another."""
+    """Write SHA256SUMS from what `sums` returned on each rank. OSError where rank 0 does not see a rank's file."""
     for writer, digests in enumerate(by_rank):
         for name in digests:
             if not (folder / name).is_file():
                 raise OSError(f"{name} of rank {writer} is not on the disk of rank 0: all ranks must share one disk")
     lines = [f"{digest}  {name}\n" for digests in by_rank for name, digest in digests.items()]
     text = "".join(lines)
-    # Its last line is its own, so that one that is cut short or changed shows.
+    # The last line is the list's own checksum: a list that is cut off or changed shows.
     (folder / NAME).write_text(text + _own(text), encoding="utf-8")
-    flush([folder / NAME])
 
 
 def damage(folder: Path) -> str | None:
-    """What does not have its checksum; None where everything has. Every rank takes part and reads its share."""
+    """Which file does not have its checksum; None where all have. Every rank takes part and reads its share."""
     listed = first(lambda: _listed(folder))
     if isinstance(listed, str):
         return listed
@@ -42,11 +41,12 @@ def damage(folder: Path) -> str | None:
     def compare() -> list[str]:
         return [why for name, digest in listed[rank() :: ranks()] if (why := _differs(folder / name, digest))]
 
-    return next((why for found in together(compare) for why in found), None)
+    return next((why for of_rank in together(compare) for why in of_rank), None)
 
 
 def _listed(folder: Path) -> list[tuple[str, str]] | str:
-    """Names and digests, the largest file first, so that every rank reads about as much; or what is wrong with them."""
+    """Names and digests of the files, the largest first, so that all ranks read about as much; or what is wrong with
+    the list."""
     try:
         for path in folder.rglob("*"):
             if path.exists() and not (path.is_file() or path.is_dir()):  # to read it is to wait for ever
@@ -55,8 +55,8 @@ def _listed(folder: Path) -> list[tuple[str, str]] | str:
         lines = text.splitlines(keepends=True)
         if not lines or lines[-1] != _own("".join(lines[:-1])):
             return f"{NAME} does not have its own checksum"
-        found = [(line[66:].rstrip("\n"), line[:64]) for line in lines[:-1]]
-        return sorted(found, key=lambda item: (folder / item[0]).stat().st_size, reverse=True)
+        listed = [(line[66:].rstrip("\n"), line[:64]) for line in lines[:-1]]
+        return sorted(listed, key=lambda item: (folder / item[0]).stat().st_size, reverse=True)
     except OSError as error:
         return str(error)
 

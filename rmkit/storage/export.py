@@ -31,7 +31,7 @@ from rmkit.errors import AgreedError
 from rmkit.model import attention
 from rmkit.model.head import to_json
 from rmkit.model.reward_model import RewardModel
-from rmkit.storage.atomic import files_below, flush, written_together
+from rmkit.storage.atomic import files_below, flush, written_folder
 
 SELF_CHECK = (
     [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}],
@@ -46,22 +46,22 @@ SELF_CHECK = (
 """Conversations whose scores are written into every saved folder: a shared prompt, several turns, non-ASCII."""
 
 HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
-"""What transformers writes into tokenizer_config.json about the machine that it read the tokenizer on."""
+"""Keys of tokenizer_config.json that describe how this machine loaded the tokenizer."""
 
 TOLERANCE = 1e-3
-"""Of the self-check, relative to the largest expected score (at least 1): far above round-off between machines, far
-below what a wrong token, template or rotary base does."""
+"""Largest difference that the self-check allows, relative to the largest expected score (at least 1): far above
+round-off between machines, far below the effect of a wrong token, template or rotary base."""
 
 FILE_SIZE = "5GB"
-"""Of one file of weights, at most: Hugging Face's own measure, and what one rank writes without a break."""
+"""Largest size of a file of weights: Hugging Face's default. Each file is written by one rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A model as it is at one moment, on the CPU, while training goes on: what `write` makes a folder of."""
+    """A copy of the model on the CPU at one moment, which `write` saves while training goes on."""
 
     weights: dict[str, dict[str, Tensor]]
-    """By file, the tensors that this rank writes; all ranks' together are the model"""
+    """The tensors that this rank writes, by file; those of all ranks are the model"""
     file_of: dict[str, str]
     """The file of every parameter"""
     total: dict[str, int]
@@ -74,14 +74,15 @@ class Snapshot:
 def write_model(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int, folder: Path
 ) -> None:
-    """Make `folder` a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang read as it is.
+    """Save the model as a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang load as it is.
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
     cannot be written.
     """
     taken = snapshot(model, tokenizer, config, max_length)
     try:
-        written_together(folder, lambda partial: flush(write(taken, partial)))
+        with written_folder(folder, all_ranks=True) as partial:
+            flush(write(taken, partial))
     except (OSError, SafetensorError) as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
 
@@ -89,8 +90,8 @@ def write_model(
 def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int) -> Snapshot:
     """Score the self-check and copy the weights to the CPU. Every rank takes part.
 
-    The files are those into which Hugging Face splits the model, whatever the number of ranks, and each is one rank's:
-    a sharded tensor is gathered on the device, the next one after it, and only the rank that writes it keeps it.
+    The model is split into the same files as by Hugging Face, whatever the number of ranks, and one rank writes each
+    file. Sharded tensors are gathered on the device one by one, and only the rank that writes a tensor keeps it.
     """
     texts = [render(tokenizer, messages) for messages in SELF_CHECK]
     scores = score_texts(model, tokenizer, texts)
@@ -129,7 +130,7 @@ def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: Tra
 
 
 def _described(model: RewardModel) -> PretrainedConfig:
-    """The configuration as transformers' own `save_pretrained` completes it."""
+    """The model's configuration, completed as `save_pretrained` of transformers does."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.classifier).__name__]
     config.dtype = model.classifier.dtype
@@ -137,7 +138,7 @@ def _described(model: RewardModel) -> PretrainedConfig:
 
 
 def write(taken: Snapshot, folder: Path) -> list[Path]:
-    """Write this rank's part of a model into `folder`; the files."""
+    """Write this rank's part of a model into `folder`; the paths of the files."""
     files = []
     for name, tensors in taken.weights.items():
         save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -148,7 +149,7 @@ def write(taken: Snapshot, folder: Path) -> list[Path]:
 
 
 def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
-    """Everything beside the weights."""
+    """Write everything but the weights; the paths of the files."""
     if len(set(taken.file_of.values())) > 1:
         index = {"metadata": taken.total, "weight_map": taken.file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -178,7 +179,7 @@ def _amend(file: Path, change: Callable[[dict], dict]) -> None:
 
 
 def _both_spellings(values: dict[str, Any]) -> dict[str, Any]:
-    """transformers 4 and 5 each read their own keys; without the old ones 4 takes rope_theta 10000 in silence."""
+    """Add the keys of transformers 4 to those of 5: without them, 4 silently takes a rope_theta of 10000."""
     rope = values.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         values.setdefault("rope_theta", rope["rope_theta"])
@@ -194,16 +195,16 @@ def _both_spellings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    """rope_scaling as transformers 4 spells it: nothing where the frequencies are the plain ones."""
+    """rope_scaling as transformers 4 spells it: None where the frequencies are not scaled."""
     plain = rope.get("rope_type", "default") == "default"
     return None if plain else {key: value for key, value in rope.items() if key != "rope_theta"}
 
 
 def verify(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | None:
-    """Check a loaded model against the contract in its folder; what was found, or None where there is none.
+    """Check a loaded model against the contract in its folder; the result in words, or None where there is no contract.
 
-    Raises ValueError where the chat template or the scores differ: other weights, another tokenizer, or a library that
-    reads them otherwise.
+    Raises ValueError where the chat template or the scores differ: the weights or the tokenizer have changed, or a
+    library reads them differently.
     """
     file = folder / "rmkit.json"
     if not file.is_file():
@@ -217,14 +218,14 @@ def verify(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path)
         raise ValueError(f"{file}: the self-check cannot be read ({error}); restore the file or delete it") from error
     if template != default_template(tokenizer):
         raise ValueError(f"{file}: the tokenizer's chat template is not the one that the model was trained with")
-    found = score_texts(model, tokenizer, texts)
+    scores = score_texts(model, tokenizer, texts)
     limit = TOLERANCE * max(1.0, *map(abs, expected))
-    gaps = [abs(a - b) for a, b in zip(found, expected, strict=False)]
+    gaps = [abs(a - b) for a, b in zip(scores, expected, strict=False)]
     # Not by max(): it drops a NaN that comes later.
-    if len(found) != len(expected) or not all(gap <= limit for gap in gaps):
+    if len(scores) != len(expected) or not all(gap <= limit for gap in gaps):
         raise ValueError(
-            f"{file}: the self-check failed. Expected scores {_short(expected)}, got {_short(found)}: the weights, the "
-            "tokenizer or the library that reads them have changed since the folder was written"
+            f"{file}: the self-check failed. Expected scores {_short(expected)}, got {_short(scores)}: the weights, "
+            "the tokenizer or the library that reads them have changed since the folder was written"
         )
     return f"self-check of {folder}: {len(texts)} scores agree to {max(gaps):.1e}"
 

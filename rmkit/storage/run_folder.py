@@ -1,4 +1,4 @@
-"""The run folder CACHE_DIR/EXP_NAME: what it holds, and what --resume and --overwrite do with it."""
+"""The run folder CACHE_DIR/EXP_NAME: what it holds, and how --resume and --overwrite treat it."""
 
 import json
 import shutil
@@ -23,23 +23,23 @@ SAME = {
     "batch": ("pairs", "group"),
     "optim": ("decay_all",),
 }
-"""Flags that decide the order of the data, the shape of the model or the order of the optimizer's state: a resumed run
-keeps them."""
+"""Flags that must not change when a run is resumed: they decide the order of the data, the shape of the model or the
+order of the optimizer's state."""
 
 
 def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
-    """The checkpoint to go on from, if any, and where it stands; rank 0 decides for all.
+    """The checkpoint to resume from, if any, and its progress; rank 0 decides for all.
 
     Raises AgreedError where the folder holds results and neither --resume nor --overwrite says what to do with them.
     """
     try:
         if not first(lambda: _holds_results(config, say)):
             return None, Progress()
-        found = checkpoint.newest_whole(config.folder, say)
-        if found is None:
+        newest = checkpoint.newest_whole(config.folder, say)
+        if newest is None:
             say(f"{config.folder} holds no whole checkpoint: training starts from the first step")
             return None, Progress()
-        weights, state = found
+        weights, state = newest
         check_same(config, state["config"])
     except (ValueError, OSError) as error:
         raise AgreedError(str(error)) from error
@@ -47,7 +47,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | No
 
 
 def _holds_results(config: TrainConfig, say: Callable[[str], None]) -> bool:
-    """Whether there may be something to go on from; what --overwrite deletes is gone then."""
+    """Whether there may be a checkpoint to resume from; with --overwrite, deletes what the earlier run left."""
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written shows before hours of work
     held = [name for name in RESULTS if (folder / name).exists()]
@@ -74,7 +74,7 @@ def _delete(folder: Path, held: list[str], say: Callable[[str], None]) -> None:
 
 
 def check_same(config: TrainConfig, saved: dict) -> None:
-    """ValueError where a flag of `SAME` differs from the run that is resumed."""
+    """Raise ValueError where a flag of `SAME` differs from the run that is resumed."""
     now = json.loads(json.dumps(to_dict(config)))
     for part, keys in SAME.items():
         old, new = (saved.get(part, {}), now[part]) if part else (saved, now)

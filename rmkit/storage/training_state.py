@@ -1,7 +1,7 @@
-"""The state of training besides the weights: Adam's, and the random generators of every rank.
+"""The state of training besides the weights: the optimizer's, and the random generators of every rank.
 
-torch.distributed.checkpoint writes and reads it, in its safetensors form (its own form is a pickle): each rank writes
-its shards, with their place in the whole tensor beside them, and any number of ranks reads them, sharded or not.
+torch.distributed.checkpoint writes and reads it as safetensors files (its default is a pickle). Each rank writes its
+shards with their place in the whole tensor, and any number of ranks can read them, sharded or not.
 """
 
 import warnings
@@ -16,14 +16,14 @@ from rmkit.distributed.collectives import rank, ranks
 from rmkit.errors import brief
 from rmkit.model.reward_model import RewardModel
 
-# Said where a process saves or loads alone, as it is told to. Not within a block: threads share filters.
+# torch warns when a process saves or loads alone, which is meant here. Not in a `with` block: threads share filters.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 RANDOM = ("cpu", "cuda")
 
 
 def copied(model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """A copy on the CPU: `optimizer.PARAMETER.KEY`, sharded as the parameter is, and `random.RANK.DEVICE`, uint8."""
+    """A copy of the state on the CPU: `optimizer.PARAMETER.KEY`, sharded as the parameter, and `random.RANK.DEVICE`."""
     state = {
         f"optimizer.{name}.{key}": value.detach().to("cpu", copy=True)
         for name, parameter in model.classifier.named_parameters()
@@ -38,9 +38,10 @@ def copied(model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def write(
     state: dict[str, Tensor], folder: Path, file_of: dict[str, str], group: dist.ProcessGroup | None = None
 ) -> list[Path]:
-    """Write this rank's part of what `copied` gave; the files. All ranks of `group` take part.
+    """Write this rank's part of what `copied` returned; the paths of the files. All ranks of `group` take part.
 
-    Parameters that share a file in `file_of` do so here: a file is made in memory before it is written.
+    The state is split into files as the parameters are in `file_of`, because a file is built in memory before it is
+    written.
     """
     number = {file: i for i, file in enumerate(sorted(set(file_of.values())), start=1)}
     mapping = {name: number.get(file_of.get(name.partition(".")[2].rpartition(".")[0], ""), 1) for name in state}
@@ -54,10 +55,10 @@ def write(
 
 
 def load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer and the random generators the state that was written to `folder`.
+    """Load the state of the optimizer and the random generators from `folder`.
 
-    Each rank reads what it needs of all files. A rank for which no rank of its number wrote keeps its generators.
-    Raises ValueError where a parameter has no state, or where the files cannot be read.
+    Each rank reads what it needs from all files. A rank whose number did not exist when the state was written keeps its
+    generators as they are. Raises ValueError where a parameter has no state, or where the files cannot be read.
     """
     try:
         _load(folder, model, optimizer)
@@ -73,19 +74,19 @@ def _load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) ->
     parameters = dict(model.classifier.named_parameters())
     state = {}
     by_parameter: dict[str, dict[str, Tensor]] = {}
-    for name, found in held.items():
+    for name, saved in held.items():
         kind, _, rest = name.partition(".")
         owner, _, key = rest.rpartition(".")
-        dtype = found.properties.dtype
+        dtype = saved.properties.dtype
         if kind == "optimizer":
             if owner not in parameters:
                 raise ValueError(f"{folder}: it holds optimizer state of {owner}, which the model does not have")
             like = parameters[owner].detach()
-            alike = found.size == like.shape  # the moments; the count of steps is one number
-            state[name] = torch.zeros_like(like, dtype=dtype) if alike else torch.zeros(found.size, dtype=dtype)
+            alike = saved.size == like.shape  # the moments; the count of steps is one number
+            state[name] = torch.zeros_like(like, dtype=dtype) if alike else torch.zeros(saved.size, dtype=dtype)
             by_parameter.setdefault(owner, {})[key] = state[name]
         elif owner == str(rank()):
-            state[name] = torch.zeros(found.size, dtype=dtype)
+            state[name] = torch.zeros(saved.size, dtype=dtype)
     if by_parameter and (absent := parameters.keys() - by_parameter.keys()):
         raise ValueError(f"{folder}: it holds no optimizer state of {min(absent)}")
     dcp.load(state, storage_reader=reader, no_dist=True)  # each rank by itself: there is nothing to agree on

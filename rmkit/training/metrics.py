@@ -11,6 +11,7 @@ from accelerate.tracking import GeneralTracker
 
 from rmkit.errors import brief
 from rmkit.runtime import environment
+from rmkit.storage.atomic import written_file
 
 CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
 """Keys of metrics.jsonl that depend on the clock; all others repeat bit for bit."""
@@ -71,5 +72,6 @@ class Metrics:
 def describe(folder: Path | None, config: dict[str, Any], device: torch.device, ranks: int) -> None:
     """Write config.json (resolved, and reloadable) and env.json into the run folder."""
     if folder is not None:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (folder / "env.json").write_text(json.dumps(environment(device, ranks), indent=2) + "\n")
+        for name, values in (("config.json", config), ("env.json", environment(device, ranks))):
+            with written_file(folder / name) as out:
+                out.write(json.dumps(values, indent=2) + "\n")

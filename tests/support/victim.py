@@ -113,7 +113,7 @@ class Process:
     def writes(self, folder: Path) -> bool:
         """Whether a folder inside `folder` is half written by this process: its name begins with a dot."""
         try:
-            return any(path.stat().st_mtime >= self.started for path in folder.glob(".*"))
+            return any(path.is_dir() and path.stat().st_mtime >= self.started for path in folder.glob(".*"))
         except FileNotFoundError:  # renamed to its place while we looked
             return False
 
