@@ -146,7 +146,7 @@ def conversation(given: Any, i: int) -> Messages:
 
 
 def load_scorer(
-    name: str,
+    name: str | Path,
     *,
     device: torch.device | None = None,
     layout: Layout = "trie",
@@ -165,7 +165,7 @@ def load_scorer(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with torch.random.fork_rng():  # a head would be drawn from a seed; nobody else's numbers change
-            return _load(name, device, layout, precision, max_tokens, max_length, say)
+            return _load(str(name), device, layout, precision, max_tokens, max_length, say)
     except ValueError as error:
         # The parts are train's, whose flag has another name.
         raise ValueError(

@@ -46,8 +46,9 @@ class Display:
     def step(self, step: int, m: dict[str, Any]) -> None:
         """Show step `step` of metrics `m`: loss, accuracy, pairs/s, tokens/s, tokens saved, time left."""
         saved = 1.0 - m["tokens/computed"] / max(1, m["tokens/flat"])
+        accuracy = f"acc {m['rewards_train/accuracies']:.3f}  " if "rewards_train/accuracies" in m else ""
         text = (
-            f"loss {m['loss/train']:.4f}  acc {m['rewards_train/accuracies']:.3f}  "
+            f"loss {m['loss/train']:.4f}  {accuracy}"
             f"{m['examples_per_second']:.1f} pairs/s  {m['tokens_per_second']:,.0f} tokens/s  {saved:.0%} saved"
         )
         if self._bar is not None:
@@ -69,10 +70,12 @@ class Display:
 
 def evaluated(m: dict[str, Any]) -> str:
     """One line for an evaluation."""
-    return (
-        f"step {m['counters/updates']}: held-out accuracy {m['rewards_eval/accuracies']:.4f}, "
-        f"loss {m['loss/eval']:.4f}, margin {m['rewards_eval/margins']:.3f} ({m['pairs']} pairs, {m['seconds']:.1f} s)"
-    )
+    accuracy, margin = "", ""
+    if "rewards_eval/accuracies" in m:  # there are pairs, not ratings alone
+        accuracy = f"accuracy {m['rewards_eval/accuracies']:.4f}, "
+        margin = f", margin {m['rewards_eval/margins']:.3f}"
+    held_out = f"held-out {accuracy}loss {m['loss/eval']:.4f}{margin}"
+    return f"step {m['counters/updates']}: {held_out} ({m['pairs']} pairs, {m['seconds']:.1f} s)"
 
 
 def closing(console: Console, rows: list[tuple[str, str]], say: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ FLOORS = (
     {"scorer"},
     {"training", "labelling", "evaluation"},
     {"train", "cli"},
-    {"fit", "demo_model"},
+    {"api", "demo_model"},
     {"label", "evaluate"},
 )
 """From the ground up: what a room may import stands below it, or within it (the ground is one room)."""

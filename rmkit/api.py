@@ -1,4 +1,4 @@
-"""Train from Python: `fit`, what `python -m rmkit.train` does without its terminal and its signals."""
+"""Train from Python: `fit` is `python -m rmkit.train` without its flags, its signals and its exit status."""
 
 import contextlib
 from dataclasses import replace
