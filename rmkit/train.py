@@ -30,8 +30,7 @@ from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.data import demo, source
 from rmkit.data.tokenizer import load_tokenizer
 from rmkit.distributed import launch
-from rmkit.distributed.collectives import agreed_stop
-from rmkit.distributed.launch import agreed, first_then_others
+from rmkit.distributed.collectives import agreed, agreed_stop, first_then_others, rank, ranks
 from rmkit.distributed.sharding import accumulating, distribute
 from rmkit.errors import AgreedError
 from rmkit.model.pretrained import build_model, check_length, load_config
@@ -132,14 +131,13 @@ def gradients(run: Run, indices: np.ndarray) -> Tensor:
     Returns float64 [7], summed over all ranks: the loss kernel's five sums, tokens flat, tokens computed.
     """
     accelerator, config = run.accelerator, run.config
-    ranks = accelerator.num_processes
     totals = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
-    mine = microbatches(run.train, indices, config, ranks, run.attention)[accelerator.process_index]
+    mine = microbatches(run.train, indices, config, ranks(), run.attention)[rank()]
     for i, part in enumerate(mine):
         batch = build(run.train, part, config, run.tokenizer.pad_token_id).to(accelerator.device)
         with accumulating(run.wrapped, last=i == len(mine) - 1):
             # A sum over the global batch; DDP and FSDP2 average over the ranks, which the divisor undoes.
-            loss, _, stats = run.wrapped(batch, config.loss.center, len(indices) / ranks)
+            loss, _, stats = run.wrapped(batch, config.loss.center, len(indices) / ranks())
             loss.backward()
         totals += torch.cat([stats.double(), totals.new_tensor([batch.flat_tokens, batch.tokens])])
     return accelerator.reduce(totals, "sum")
@@ -154,12 +152,9 @@ def train(config: TrainConfig, console: Console) -> int:
     accelerator = launch.start()
     if accelerator.device.type == "cpu":
         keep_freed()
-    main, ranks = accelerator.is_main_process, accelerator.num_processes
-
-    def say(text: str) -> None:
-        if main:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    main = rank() == 0
+    shown = terminal.Terminal(console, main)
+    say = shown.say
     for sentence in asked:
         say(sentence)
     folder, pairs_a_step = config.folder, config.batch.pairs
@@ -174,12 +169,12 @@ def train(config: TrainConfig, console: Console) -> int:
         agreed(lambda: training_state.load(weights / "training", run.model, optimizer))
         say(f"resumed at step {progress.step} of {steps}")
     parameters = sum(p.numel() for p in run.model.parameters())
-    where = f"{ranks} x {accelerator.device.type}" if ranks > 1 else str(accelerator.device)
+    where = f"{ranks()} x {accelerator.device.type}" if ranks() > 1 else str(accelerator.device)
     say(f"{parameters:,} parameters, {len(run.train)} training pairs, {steps} steps of {pairs_a_step} on {where}")
 
     metrics = Metrics(folder if main else None, progress.metrics_bytes)
-    describe(folder if main else None, to_dict(config), accelerator.device, ranks)
-    display = terminal.Display(console, steps, progress.step, main)
+    describe(folder if main else None, to_dict(config), accelerator.device, ranks())
+    display = shown.progress("step", steps, progress.step)
     saver = Saver(folder, config)
     last_eval: dict = {}
 
@@ -197,7 +192,7 @@ def train(config: TrainConfig, console: Console) -> int:
         )
         last_eval = {"counters/examples": progress.examples, "counters/updates": progress.step, **found}
         metrics.write(last_eval)
-        display.say(terminal.evaluated(last_eval))
+        say(terminal.evaluated(last_eval))
         if progress.step and (progress.best_loss is None or found["loss/eval"] < progress.best_loss):
             progress = replace(progress, best_loss=found["loss/eval"], best_step=progress.step)
             save()
@@ -209,10 +204,10 @@ def train(config: TrainConfig, console: Console) -> int:
         while progress.step < steps:
             if saver.failed():  # seen by one rank first: it stops all of them, and save() says why
                 stop.received = signal.SIGTERM
-            if number := agreed_stop(stop, accelerator):
+            if number := agreed_stop(stop, accelerator.device):
                 save()
                 saver.wait()
-                display.say(f"stopped by {number.name} at step {progress.step}: go on with --resume")
+                say(f"stopped by {number.name} at step {progress.step}: go on with --resume")
                 return 128 + number
             step_began = time.perf_counter()
             epoch, position = divmod(progress.step, per_epoch)
@@ -246,7 +241,7 @@ def train(config: TrainConfig, console: Console) -> int:
                 "counters/lr": lr,
             }
             metrics.write(values)
-            display.step(progress.step, values)
+            display.show(progress.step, terminal.stepped(values))
             if (config.eval.every and progress.step % config.eval.every == 0) or progress.step == steps:
                 evaluate()
             if config.save.every and progress.step % config.save.every == 0 and progress.best_step != progress.step:
@@ -255,7 +250,7 @@ def train(config: TrainConfig, console: Console) -> int:
     final = folder / "FINAL"
     write_model(run.model, run.tokenizer, config, run.max_length, final)
     if main:
-        report(config, console, say, progress, last_eval, time.perf_counter() - began)
+        report(config, shown, progress, last_eval, time.perf_counter() - began)
     metrics.close()
     launch.end(accelerator)
     return 0
@@ -271,9 +266,7 @@ def refused(step: int, loss: float, grad_norm: float, pairs: TokenisedPairs, ind
     )
 
 
-def report(
-    config: TrainConfig, console: Console, say: Callable[[str], None], progress: Progress, last: dict, seconds: float
-) -> None:
+def report(config: TrainConfig, shown: terminal.Terminal, progress: Progress, last: dict, seconds: float) -> None:
     """The closing table, and the command to run next."""
     rows = [("steps", str(progress.step)), ("preferences", str(progress.examples)), ("seconds", f"{seconds:.0f}")]
     if last:
@@ -285,8 +278,8 @@ def report(
         ]
     final = config.folder / "FINAL"
     rows += [("model", str(final)), ("metrics", str(config.folder / "metrics.jsonl"))]
-    terminal.closing(console, rows, say)
-    say(f"go on from it: python -m rmkit.train --model.name {final} --data.train FILE --data.test FILE")
+    shown.table(rows)
+    shown.say(f"go on from it: python -m rmkit.train --model.name {final} --data.train FILE --data.test FILE")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from rmkit.distributed.collectives import first, rank, ranks, together
+from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank, ranks
 
 
 @pytest.fixture
@@ -31,17 +31,17 @@ def fails(error):
 
 def test_one_process_needs_no_group():
     assert (rank(), ranks()) == (0, 1)
-    assert together(lambda: 3) == [3]
-    assert first(lambda: 3) == 3
+    assert on_every_rank(lambda: 3) == [3]
+    assert on_first_rank(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        together(lambda: 1 // 0)
+        on_every_rank(lambda: 1 // 0)
 
 
 def test_outcomes_come_by_rank(another_rank):
     another_rank.append(("a", None))
     assert (rank(), ranks()) == (1, 2)
-    assert together(lambda: "b") == ["a", "b"]
-    assert first(fails(AssertionError("only rank 0 runs it"))) == "a"
+    assert on_every_rank(lambda: "b") == ["a", "b"]
+    assert on_first_rank(fails(AssertionError("only rank 0 runs it"))) == "a"
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_the_error_of_another_rank_is_raised_here(another_rank, error, kind):
 
     dist.all_gather_object = keep  # the fixture puts the true one back
     with pytest.raises(type(error)):
-        together(fails(error))
+        on_every_rank(fails(error))
     another_rank[0] = received[0]
     with pytest.raises(kind, match=r"^rank 0: .*") as caught:
-        together(lambda: "done")
+        on_every_rank(lambda: "done")
     assert str(error) in str(caught.value)
 
 
 def test_a_full_disk_is_an_os_error_whoever_tells_of_it(another_rank):
     another_rank.append((None, None))
     with pytest.raises(SafetensorError):
-        together(fails(SafetensorError("No space left on device")))
+        on_every_rank(fails(SafetensorError("No space left on device")))

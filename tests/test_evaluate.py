@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import rmkit.evaluation
 from rmkit import train
 from rmkit.data import demo
-from rmkit.evaluate import RESULTS, main
+from rmkit.evaluate import main
+from rmkit.evaluation.config import RESULTS
 from rmkit.scorer import Scorer
 from support.oracle import TINY, scores_one_by_one
 

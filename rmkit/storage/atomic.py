@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from rmkit.distributed.collectives import first, rank, together
+from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
 
 T = TypeVar("T")
 
@@ -40,14 +40,14 @@ def written_together(
     """
     partial = _partial(folder)
     try:
-        first(lambda: _empty(partial), group)
-        outcomes = together(lambda: fill(partial), group)
+        on_first_rank(lambda: _empty(partial), group)
+        outcomes = on_every_rank(lambda: fill(partial), group)
 
         def end() -> None:
             finish(partial, outcomes)
             _rename(partial, folder)
 
-        first(end, group)
+        on_first_rank(end, group)
     except BaseException:
         if rank(group) == 0:
             shutil.rmtree(partial, ignore_errors=True)

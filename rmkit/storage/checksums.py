@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from rmkit.distributed.collectives import first, rank, ranks, together
+from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank, ranks
 from rmkit.storage.atomic import flush
 
 NAME = "SHA256SUMS"
@@ -35,14 +35,14 @@ def write_sums(folder: Path, by_rank: list[dict[str, str]]) -> None:
 
 def damage(folder: Path) -> str | None:
     """What does not have its checksum; None where everything has. Every rank takes part and reads its share."""
-    listed = first(lambda: _listed(folder))
+    listed = on_first_rank(lambda: _listed(folder))
     if isinstance(listed, str):
         return listed
 
     def compare() -> list[str]:
         return [why for name, digest in listed[rank() :: ranks()] if (why := _differs(folder / name, digest))]
 
-    return next((why for found in together(compare) for why in found), None)
+    return next((why for found in on_every_rank(compare) for why in found), None)
 
 
 def _listed(folder: Path) -> list[tuple[str, str]] | str:
