@@ -21,7 +21,7 @@ def run_of(tmp_path, **values):
 
 def write_checkpoint(config, step, *, whole=True):
     folder = config.folder / "checkpoints" / f"step-{step}"
-    run_folder.mkdir(parents=True)
+    folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     progress = {"step": step, "examples": 64 * step, "best_step": 3, "best_loss": 0.5, "metrics_bytes": 77}
     (folder / "state.json").write_text(json.dumps({"progress": progress, "config": to_dict(config)}))
@@ -71,7 +71,7 @@ def test_the_first_rank_decides_for_all(tmp_path, monkeypatch):
     """Another rank may see the folder when the first one has deleted the old run, or begun to write the new one."""
     config = run_of(tmp_path, overwrite=True)
     kept = write_checkpoint(config, 4)
-    monkeypatch.setattr(run_folder, "first", lambda action: False)  # what rank 0 has found
+    monkeypatch.setattr(run_folder, "on_first_rank", lambda action: False)  # what rank 0 has found
     assert opened(config) == (None, Progress(), [])
     assert kept.exists()
     assert opened(run_of(tmp_path)) == (None, Progress(), [])
