@@ -1,42 +1,73 @@
-"""What every program does around its work: quiet libraries, one boxed sentence for an error, an exit status."""
+"""The command `rmkit PROGRAM ...`, and what every program does around its work.
 
+It is quick to start: what is heavy is imported when a program is named.
+"""
+
+import contextlib
+import importlib
 import os
 import signal
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import datasets
-import torch.distributed as dist
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
+import rmkit
 from rmkit import errors, terminal
-from rmkit.distributed import collectives, launch
+
+PROGRAMS = {
+    "train": "train a Bradley-Terry reward model on preference pairs",
+    "label": "label completions with a trained reward model",
+    "evaluate": "judge a reward model on held-out preference pairs",
+}
+"""Each is the module of its name, with a `main` that takes its arguments."""
 
 
-def run(work: Callable[[Console], int], interrupted: str, again: str = "Start the command again") -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program that the first argument names, with the others; its exit status. 2 where there is no such one."""
+    name, *others = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help"):
+        print("usage: rmkit PROGRAM [FLAGS], or python -m rmkit PROGRAM [FLAGS]\n")
+        for each, purpose in PROGRAMS.items():
+            print(f"  {each:<10} {purpose}")
+        print("\nrmkit PROGRAM --help lists the flags of one.")
+        return 0
+    if name == "--version":
+        print(f"rmkit {rmkit.__version__}")
+        return 0
+    if name not in PROGRAMS:
+        found = f"{name}: there is no such program" if name else "no program is named"
+        terminal.refuse(f"{found}; give one of {', '.join(PROGRAMS)}, such as rmkit {next(iter(PROGRAMS))} --help")
+        return 2
+    return importlib.import_module(f"rmkit.{name}").main(others)
+
+
+def run(
+    work: Callable[[Console], int],
+    interrupted: str,
+    again: str = "Start the command again",
+    flags: errors.Flags | None = None,
+) -> int:
     """Do `work` and return its status; 2 with a boxed sentence on a user's error, 130 with `interrupted` on Ctrl-C, 1
-    with what to do `again` where another process of the run was lost.
-
-    Progress bars of other libraries are left off in a log; `datasets` gets its own back afterwards.
+    with what to do `again` where another process of the run was lost. `flags`: what the program calls its own.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.disable_progress_bar()
+    import torch.distributed as dist
+
+    from rmkit.distributed import collectives, launch
+
     console = Console(emoji=False)  # a file may be called :smile:
-    bars = not datasets.are_progress_bars_disabled()
-    if not console.is_terminal:
-        datasets.disable_progress_bars()
     try:
-        return work(console)
+        with quiet(console):
+            return work(console)
     except errors.AgreedError as error:
         if collectives.rank() == 0:
-            terminal.refuse(error)
+            terminal.refuse(error.told(flags or {}))
         if dist.is_initialized():
             dist.barrier()  # the launcher ends all when the first one leaves, so nobody does before it is told
         return 2
     except (ValueError, OSError) as error:  # OSError: a full disk, a folder that is not ours
-        terminal.refuse(error)
+        terminal.refuse(errors.told(error, flags or {}))
         return 2
     except RuntimeError as error:
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which would come before our word
@@ -48,6 +79,22 @@ def run(work: Callable[[Console], int], interrupted: str, again: str = "Start th
     except KeyboardInterrupt:
         terminal.refuse(interrupted)
         return 130
+
+
+@contextlib.contextmanager
+def quiet(console: Console) -> Iterator[None]:
+    """Within the block other libraries show no progress bars in a log; `datasets` gets its own back afterwards."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    bars = not datasets.are_progress_bars_disabled()
+    if not console.is_terminal:
+        datasets.disable_progress_bars()
+    try:
+        yield
     finally:
         if bars:
             datasets.enable_progress_bars()

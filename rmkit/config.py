@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from rmkit.errors import UserError
+
 DEMO = "demo"
+
+DEMO_MODEL = Path("runs/demo/FINAL")
+"""Where a training with no flag leaves its model, and where label and evaluate with no flag find it."""
 
 
 def _check(ok: bool, flag: str, value: object, mend: str) -> None:
     if not ok:
-        raise ValueError(f"{flag} {value}: {mend}")
+        raise UserError(flag.removeprefix("--").replace("-", "_"), value, mend)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,14 +1,13 @@
-"""The demo model that `python -m rmkit.train` leaves in runs/: where it is, and how it comes there."""
+"""The demo model that `python -m rmkit.train` leaves in runs/, and how it comes there."""
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from rmkit import train
-
-DEMO_MODEL = Path("runs/demo/FINAL")
+from rmkit.config import DEMO_MODEL
+from rmkit.distributed.collectives import ranks
 
 
 def prepare(say: Callable[[str], None]) -> None:
@@ -20,7 +19,7 @@ def prepare(say: Callable[[str], None]) -> None:
         torch.set_num_threads(1)  # the model is too small to gain from a second core
     if DEMO_MODEL.is_dir():
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks() > 1:
         raise ValueError(f"{DEMO_MODEL} is not there; make it in one process first: python -m rmkit.train")
     say(f"{DEMO_MODEL} is not there: the demo model is trained first, in about a minute")
     if train.main(["--resume"]) != 0:

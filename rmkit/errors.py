@@ -1,8 +1,69 @@
-"""What goes wrong for a user, said so that they can mend it."""
+"""What goes wrong for a user, said so that they can mend it in the words of the program that they have called."""
+
+import re
+from collections.abc import Mapping
+
+Flags = Mapping[str, str | None]
+"""What a program calls a field of the configuration ("model.name" -> "--model"); None where it has no such flag. A
+field that is not in it has its flag of training."""
+
+_MARK = re.compile("\0([a-z_.]+)\0")
 
 
-class AgreedError(ValueError):
+def flag(field: str) -> str:
+    """The flag of a field within a hint; its name is put in when the error is told. No argument and no path holds the
+    NUL that marks it."""
+    return f"\0{field}\0"
+
+
+class UserError(ValueError):
+    """A user's mistake: the field of the configuration that it is about, the value, and what is wrong with it.
+
+    `field` is a dotted name such as "data.max_length", or "" where a file is at fault; a `value` of None is left out.
+    `hint` says what was found and what should be. `ways` to mend it are joined by "or"; those that need a flag which
+    the program does not have are left out. str() has the flags of training, `told` those of any program.
+    """
+
+    def __init__(self, field: str, value: object, hint: str, *ways: str) -> None:
+        super().__init__(field, value, hint, *ways)
+        self.field, self.value, self.hint, self.ways = field, value, hint, ways
+        self.rank: int | None = None
+        """The process that met it, where that is another one"""
+
+    def about(self, field: str) -> "UserError":
+        """The same mistake in another field: that of a second model, say."""
+        return UserError(field, self.value, self.hint, *self.ways)
+
+    def told(self, flags: Flags) -> str:
+        """The sentence for the user of a program that calls its flags so."""
+        where = f"rank {self.rank}: " if self.rank is not None else ""
+        subject = " ".join(str(part) for part in (_name(self.field, flags), self.value) if part not in ("", None))
+        ways = [way for way in self.ways if all(flags.get(name, "") is not None for name in _MARK.findall(way))]
+        text = "; ".join([self.hint, " or ".join(ways)] if ways else [self.hint])
+        return where + (f"{subject}: " if subject else "") + _MARK.sub(lambda found: _name(found[1], flags), text)
+
+    def __str__(self) -> str:
+        return self.told({})
+
+
+class AgreedError(UserError):
     """A user's error that every process raises at the same point: the first one tells it, and all leave together."""
+
+    def __init__(self, error: Exception | str) -> None:
+        if isinstance(error, UserError):
+            super().__init__(error.field, error.value, error.hint, *error.ways)
+            self.rank = error.rank
+        else:
+            super().__init__("", None, str(error))
+
+
+def told(error: Exception | str, flags: Flags) -> str:
+    """The sentence for an error of any kind."""
+    return error.told(flags) if isinstance(error, UserError) else str(error)
+
+
+def _name(field: str, flags: Flags) -> str:
+    return flags.get(field) or (f"--{field.replace('_', '-')}" if field else "")
 
 
 def brief(error: Exception) -> str:

@@ -15,23 +15,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
-from accelerate import Accelerator
 from rich.console import Console
 
-from rmkit import cli, demo_model, terminal
-from rmkit.demo_model import DEMO_MODEL
+from rmkit import cli, demo_model
+from rmkit.config import DEMO_MODEL
 from rmkit.distributed import launch
+from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank, ranks
+from rmkit.errors import told
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
-from rmkit.labelling.config import LabelConfig
+from rmkit.labelling.config import FLAGS, LabelConfig
 from rmkit.labelling.index import SampleFile, build_index, by_prompt
 from rmkit.labelling.input import plain_file, shown
 from rmkit.labelling.partial import Spool
 from rmkit.labelling.records import records, write
 from rmkit.runtime import stop_asked
 from rmkit.scorer import Scorer, load_scorer
-from rmkit.terminal import Gauge
+from rmkit.terminal import Terminal
 
 
 @contextlib.contextmanager
@@ -43,105 +45,124 @@ def kept(spool: Spool) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{error.filename or spool.folder}: {error.strerror or error}; {advice}") from error
     except ValueError as error:
-        raise ValueError(f"{error}. {advice[0].upper() + advice[1:]}") from error
+        raise ValueError(f"{told(error, FLAGS)}. {advice[0].upper() + advice[1:]}") from error
 
 
-def score_all(
-    file: SampleFile, scorer: Scorer, spool: Spool, accelerator: Accelerator, console: Console
-) -> tuple[int, float]:
-    """Score this process's share into the spool; the signal that stopped it or 0, and completions/s of all processes.
+def score_all(file: SampleFile, scorer: Scorer, spool: Spool, terminal: Terminal) -> tuple[int, float]:
+    """Score this rank's share into the spool; the signal that stopped it or 0, and completions/s of all ranks.
 
-    No process waits for another one here, so none can hang however the chunks fall.
+    No rank waits for another one here, so none can hang however the chunks fall.
     """
-    rank, ranks = accelerator.process_index, accelerator.num_processes
     order, starts = by_prompt(file.index["group"])
     bounds = chunk_bounds(starts)
     done = spool.done()
-    mine = [c for c in range(rank, len(bounds) - 1, ranks) if c not in done]
+    mine = [c for c in range(rank(), len(bounds) - 1, ranks()) if c not in done]
     sizes = np.diff(bounds)
     before, share = int(sizes[list(done)].sum()), max(1, int(sizes[mine].sum()))
-    gauge = Gauge(console, "scored", "completions", len(file), before, accelerator.is_main_process)
+    progress = terminal.progress("scored", len(file), before, "completions")
 
     def prepare(c: int) -> Chunk:
         return tokenised(file, c, order[bounds[c] : bounds[c + 1]], scorer)
 
     ready = 0
-    with stop_asked() as stop, contextlib.closing(gauge), spool.writer(rank) as write, ThreadPoolExecutor(1) as ahead:
+    with (
+        stop_asked() as stop,
+        contextlib.closing(progress),
+        spool.writer(rank()) as write,
+        ThreadPoolExecutor(1) as ahead,
+    ):
         coming = ahead.submit(prepare, mine[0]) if mine else None
         for following in [*mine[1:], None]:
-            if coming is None or stop.received:
+            if coming is None or stop.received or spool.given_up():
                 break
             chunk = coming.result()
             coming = None if following is None else ahead.submit(prepare, following)
             write(scored(chunk, scorer, file))
             ready += len(chunk.positions)
-            gauge.show(before + round(ready / share * (len(file) - before)))  # the others are about as far
+            progress.show(before + round(ready / share * (len(file) - before)))  # the others are about as far
         finished = coming is None
-    return (0 if finished else int(stop.received)), gauge.rate
+    return (int(stop.received or 0) if not finished else 0), progress.rate
 
 
 def label(config: LabelConfig, console: Console) -> int:
-    """Label as `config` says; the exit status. Raises ValueError with a sentence for the user."""
-    accelerator = launch.start(launch.PATIENCE)
-    main, spool = accelerator.is_main_process, Spool(config.output)
-
-    def say(text: str) -> None:
-        if main:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    config.check_output()
-    if config.resume and config.output.exists() and not spool.folder.exists():
-        say(f"{config.output} is there, whole: nothing to resume (give --overwrite to label anew)")
-        return 0
-    accelerator.wait_for_everyone()  # all have looked at the folder before one changes it
-    if main:
-        spool.open(config.contract(), resume=config.resume, overwrite=config.overwrite, say=say)
-    accelerator.wait_for_everyone()
-    with spool.locked(accelerator.process_index):
-        with spool.removed_if_unused(main):
-            scorer = load_scorer(
-                config.model,
-                device=accelerator.device,
-                layout=config.layout,
-                precision=config.precision,
-                max_tokens=config.max_tokens,
-                max_length=config.max_length,
-                say=say,
-            )
-            if main:
-                index(config, spool, say)
-            accelerator.wait_for_everyone()
-        with kept(spool):
-            status = score_and_write(config, scorer, spool, accelerator, console, say)
+    """Label as `config` says; the exit status. Raises ValueError, on all ranks alike, with a sentence."""
+    accelerator = launch.start(PATIENCE)
+    terminal = Terminal(console, rank() == 0)
+    demo, config = config.demo, agreed(config.resolved)
+    if config.model == str(DEMO_MODEL):
+        agreed(lambda: demo_model.prepare(terminal.say))
+    if demo:
+        on_first_rank(lambda: config.output.parent.mkdir(parents=True, exist_ok=True))
+    agreed(config.check_output)  # all have looked at the folder before one changes it
+    spool = Spool(config.output)
+    if config.resume and on_first_rank(lambda: config.output.exists() and not spool.folder.exists()):
+        terminal.say(f"{config.output} is there, whole: nothing to resume (give --overwrite to label anew)")
+        status = 0
+    else:
+        status = label_into(spool, config, accelerator.device, terminal)
     if status == 0:
+        if (demo, config.feedback, config.format) == (True, "scalar", "halos"):
+            on_first_rank(lambda: show_demo(config.output, terminal.say))
         launch.end(accelerator)
     return status
 
 
-def score_and_write(
-    config: LabelConfig,
-    scorer: Scorer,
-    spool: Spool,
-    accelerator: Accelerator,
-    console: Console,
-    say: Callable[[str], None],
-) -> int:
-    """Score what is not scored yet, all processes together; then the first one writes FEEDBACK. The exit status."""
-    copy = spool.folder / "input"
-    file = SampleFile(copy if copy.exists() else Path(config.samples), shown(config.samples), spool.folder)
-    began = time.perf_counter()
-    stopped, rate = score_all(file, scorer, spool, accelerator, console)
+def label_into(spool: Spool, config: LabelConfig, device: torch.device, terminal: Terminal) -> int:
+    """Read the model and the samples, score them into the spool, and write FEEDBACK from it. The exit status."""
+    say = terminal.say
+    on_first_rank(lambda: spool.open(config.contract(), resume=config.resume, overwrite=config.overwrite, say=say))
+    with contextlib.ExitStack() as stack:
+        agreed(lambda: stack.enter_context(spool.locked(rank())))
+        with spool.removed_if_unused(terminal.main):
+            scorer = agreed(
+                lambda: load_scorer(
+                    config.model,
+                    device=device,
+                    layout=config.layout,
+                    precision=config.precision,
+                    max_tokens=config.max_tokens,
+                    max_length=config.max_length,
+                    say=say,
+                )
+            )
+            on_first_rank(lambda: index(config, spool, say))
+        return score_and_write(config, scorer, spool, terminal)
+
+
+def score_and_write(config: LabelConfig, scorer: Scorer, spool: Spool, terminal: Terminal) -> int:
+    """Score what is not scored yet, all ranks together; then the first one writes FEEDBACK. The exit status.
+
+    A rank that a signal stops waits for no other: who stops it may have ended them.
+    """
+    began, failed = time.perf_counter(), None
+    stopped, rate = 0, 0.0
+    try:
+        with kept(spool):
+            copy = spool.folder / "input"
+            file = SampleFile(copy if copy.exists() else Path(config.samples), shown(config.samples), spool.folder)
+            stopped, rate = score_all(file, scorer, spool, terminal)
+    except ValueError as error:
+        failed = error
+        spool.give_up()
     if stopped:
-        say(f"stopped by signal {stopped}: go on with --resume")
+        terminal.say(f"stopped by signal {stopped}: go on with --resume")
         return 128 + stopped
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        order, starts = by_prompt(file.index["group"])
-        scores, skipped = spool.scores(order, chunk_bounds(starts))
-        counts: Counter[str] = Counter()
-        written = write(records(config, file, scores, counts), config.output, spool.folder)
-        spool.remove()
-        report(config, console, say, scores, {**skipped, **counts}, written, rate, time.perf_counter() - began)
+
+    def end() -> None:
+        if failed is not None:
+            raise failed
+
+    def finish() -> None:
+        with kept(spool):
+            order, starts = by_prompt(file.index["group"])
+            scores, skipped = spool.scores(order, chunk_bounds(starts))
+            counts: Counter[str] = Counter()
+            written = write(records(config, file, scores, counts), config.output, spool.folder)
+            spool.remove()
+        report(config, terminal, scores, {**skipped, **counts}, written, rate, time.perf_counter() - began)
+
+    agreed(end)
+    on_first_rank(finish)
     return 0
 
 
@@ -162,8 +183,7 @@ def index(config: LabelConfig, spool: Spool, say: Callable[[str], None]) -> None
 
 def report(
     config: LabelConfig,
-    console: Console,
-    say: Callable[[str], None],
+    terminal: Terminal,
     scores: np.ndarray,
     missed: dict[str, int],
     written: int,
@@ -180,38 +200,29 @@ def report(
     if config.feedback == "binary":
         rows.append(("threshold", f"{fb.bar(fb.number_of(config.threshold, 'binary'), scores):.6g}"))
     rows += [("records", f"{written:,}"), ("completions/s", f"{rate:,.1f}"), ("seconds", f"{seconds:.0f}")]
-    terminal.closing(console, [*rows, ("feedback", str(config.output))], say)
+    terminal.table([*rows, ("feedback", str(config.output))])
     if config.feedback == "pairwise" and written:
-        say(f"train on it: python -m rmkit.train --model.name MODEL --data.train {config.output}")
+        terminal.say(f"train on it: python -m rmkit.train --model.name MODEL --data.train {config.output}")
 
 
-def show_demo(output: Path, console: Console, count: int = 4) -> None:
+def show_demo(output: Path, say: Callable[[str], None], count: int = 4) -> None:
     """The first results, in words."""
     with output.open(encoding="utf-8") as lines:
         for _, line in zip(range(count), lines, strict=False):
             row = json.loads(line)
-            text = f"{row['prompt'][-1]['content']} -> {row['output'][0]['content']}: {row['reward']:.2f}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(f"{row['prompt'][-1]['content']} -> {row['output'][0]['content']}: {row['reward']:.2f}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and label; 2 with a boxed sentence on a user's error, 130 or 143 when stopped by a signal."""
 
     def work(console: Console) -> int:
-        given = tyro.cli(LabelConfig, args=arguments, prog="python -m rmkit.label", description=__doc__)
-        config = given.resolved()
-        if config.model == str(DEMO_MODEL):
-            demo_model.prepare(lambda text: console.print(text, highlight=False))
-        if given.demo:
-            config.output.parent.mkdir(parents=True, exist_ok=True)
-        status = label(config, console)
-        if status == 0 and (given.demo, config.feedback, config.format) == (True, "scalar", "halos"):
-            show_demo(config.output, console)
-        return status
+        config = tyro.cli(LabelConfig, args=arguments, prog="python -m rmkit.label", description=__doc__)
+        return label(config, console)
 
     # While it scores, Ctrl-C ends the chunk first; this is before or after.
     kept_so_far = "what was scored is kept, go on with --resume"
-    return cli.run(work, f"interrupted: {kept_so_far}", kept_so_far.capitalize())
+    return cli.run(work, f"interrupted: {kept_so_far}", kept_so_far.capitalize(), FLAGS)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rmkit.batch.trie import Layout
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data.fields import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
+from rmkit.errors import UserError, flag
 from rmkit.model.pretrained import build_model, check_length, load_config, saved_head
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.export import verify
@@ -159,32 +160,22 @@ def load_scorer(
     with 1 label, or 2 as HALOs saves them (the reward is logit 1).
 
     Where there is no rmkit.json, what is assumed about template and end token is said. `max_tokens` defaults to
-    `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises ValueError on
+    `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises UserError on
     a model without a score head, of another family, or not whole.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        with torch.random.fork_rng():  # a head would be drawn from a seed; nobody else's numbers change
-            return _load(str(name), device, layout, precision, max_tokens, max_length, say)
-    except ValueError as error:
-        # The parts are train's, whose flag has another name.
-        raise ValueError(
-            str(error).replace("--model.name", "--model").replace("--data.max-length", "--max-length")
-        ) from error
-
-
-def _load(name, device, layout, precision, max_tokens, max_length, say) -> Scorer:
+    name = str(name)
     architecture = load_config(name)
     if saved_head(architecture, name) is None:
-        raise ValueError(
-            f"--model {name}: it is a {architecture.architectures[0]}, which has no score head; train one with "
-            f"python -m rmkit.train --model.name {name}"
-        )
+        kind = architecture.architectures[0]
+        hint = f"it is a {kind}, which has no score head; train one with python -m rmkit.train --model.name {name}"
+        raise UserError("model.name", name, hint)
     tokenizer = load_tokenizer(name, say)
     longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)
     check_length(architecture, longest)
     if max_tokens is not None and longest > max_tokens:
-        raise ValueError(f"--max-length {longest}: one conversation would not fit into --max-tokens {max_tokens}")
+        hint = f"one conversation would not fit into {flag('batch.max_tokens')} {max_tokens}"
+        raise UserError("data.max_length", longest, hint)
     budget = max_tokens or BUDGET[device.type]
     config = TrainConfig(
         model=ModelConfig(name=name, precision=precision), batch=BatchConfig(layout=layout, max_tokens=budget)

@@ -28,8 +28,7 @@ from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import epoch_order
 from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.distributed import launch
-from rmkit.distributed.collectives import agreed_stop
-from rmkit.distributed.launch import agreed, first_then_others
+from rmkit.distributed.collectives import agreed, agreed_stop, first_then_others, rank, ranks
 from rmkit.distributed.sharding import accumulating, distribute
 from rmkit.errors import AgreedError
 from rmkit.model.loss import PairSums
@@ -97,8 +96,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
             config=config.batch,
             pad_token_id=tokenizer.pad_token_id,
             pair_cost=model.pair_cost,
-            rank=accelerator.process_index,
-            ranks=accelerator.num_processes,
+            rank=rank(),
+            ranks=ranks(),
         )
 
     run = Run(
@@ -115,8 +114,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     )
     if progress.step:
         say(f"resumed at step {progress.step} of {run.steps}")
-    ranks, device = accelerator.num_processes, accelerator.device
-    where = f"{ranks} x {device.type}" if ranks > 1 else str(device)
+    device = accelerator.device
+    where = f"{ranks()} x {device.type}" if ranks() > 1 else str(device)
     parameters = sum(p.numel() for p in model.parameters())
     pairs = f"{len(inputs.train)} training pairs, {run.steps} steps of {config.batch.pairs}"
     say(f"{parameters:,} parameters, {pairs} on {where}")
@@ -126,13 +125,13 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
 def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
     """One optimizer step, number `step`, on the global batch `indices`: split over ranks and microbatches, one
     gradient. Raises AgreedError where loss or gradient is not finite: the weights are then those of the step before."""
-    config, ranks, device = run.config, run.accelerator.num_processes, run.accelerator.device
+    config, device = run.config, run.accelerator.device
     sums, flat, computed = None, 0, 0
     for batch, last in run.train.microbatches(indices):
         batch = batch.to(device)
         with accumulating(run.wrapped, last):
             # A sum over the global batch; DDP and FSDP2 average over the ranks, which the divisor undoes.
-            loss, _, of_batch = run.wrapped(batch, config.loss, len(indices) / ranks)
+            loss, _, of_batch = run.wrapped(batch, config.loss, len(indices) / ranks())
             loss.backward()
         sums = of_batch if sums is None else sums + of_batch
         flat, computed = flat + batch.flat_tokens, computed + batch.tokens
@@ -153,7 +152,7 @@ def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
     return Step(metrics=metrics, grad_norm=grad_norm, lr=lr, tokens_flat=flat, tokens_computed=computed)
 
 
-def loop(run: Run, metrics: Metrics, display: terminal.Display, stop: Stop) -> Result:
+def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop) -> Result:
     """Train to the end, or to the step at which a signal asks to stop."""
     config, progress, evaluated = run.config, run.progress, {}
     began, order, order_epoch = progress.step, np.empty(0), -1
@@ -165,7 +164,7 @@ def loop(run: Run, metrics: Metrics, display: terminal.Display, stop: Stop) -> R
                 measured = validation.measure(run.wrapped, run.test, config.loss, run.accelerator)
                 evaluated = {"counters/examples": progress.examples, "counters/updates": step, **measured}
                 metrics.write(evaluated)
-                display.say(terminal.evaluated(evaluated))
+                shown.say(terminal.evaluated(evaluated))
                 if step and (progress.best_loss is None or measured["loss/eval"] < progress.best_loss):
                     progress = replace(progress, best_loss=measured["loss/eval"], best_step=step)
                     progress = save(run, saver, progress, metrics)
@@ -175,10 +174,10 @@ def loop(run: Run, metrics: Metrics, display: terminal.Display, stop: Stop) -> R
                 break
             if saver.failed():  # seen by one rank first: it stops all of them, and save() says why
                 stop.received = signal.SIGTERM
-            if number := agreed_stop(stop, run.accelerator):
+            if number := agreed_stop(stop, run.accelerator.device):
                 progress = save(run, saver, progress, metrics)
                 saver.wait()
-                display.say(f"stopped by {number.name} at step {step}: go on with --resume")
+                shown.say(f"stopped by {number.name} at step {step}: go on with --resume")
                 return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress, stopped=number)
             # The step.
             step_began = time.perf_counter()
@@ -191,7 +190,7 @@ def loop(run: Run, metrics: Metrics, display: terminal.Display, stop: Stop) -> R
             progress = replace(progress, step=step + 1, examples=progress.examples + len(indices))
             values = record(done, progress, len(indices), time.perf_counter() - step_began)
             metrics.write(values)
-            display.step(progress.step, values)
+            bar.show(progress.step, terminal.stepped(values))
     return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress)
 
 
@@ -219,28 +218,24 @@ def run_training(
     began = time.perf_counter()
     asked = launch.overruled(config)
     accelerator = launch.start()
-    main = accelerator.is_main_process
-
-    def say(text: str) -> None:
-        if main:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    shown = terminal.Terminal(console, rank() == 0)
+    say = shown.say
     for sentence in asked:
         say(sentence)
-    agreed(lambda: check_trackers(config.log.to if main else ()))
+    agreed(lambda: check_trackers(config.log.to if shown.main else ()))
     run = start(config, accelerator, say, memory or Memory())
-    folder = config.folder if main else None
-    describe(folder, to_dict(config), accelerator.device, accelerator.num_processes)
+    folder = config.folder if shown.main else None
+    describe(folder, to_dict(config), accelerator.device, ranks())
     mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
-    display = terminal.Display(console, run.steps, run.progress.step, main)
+    bar = shown.progress("step", run.steps, run.progress.step)
     with contextlib.closing(metrics):
-        with contextlib.closing(display), stops() as stop:
-            result = loop(run, metrics, display, stop)
+        with contextlib.closing(bar), stops() as stop:
+            result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
             write_model(run.model, run.tokenizer, config, run.max_length, result.final)
-            if main:
-                report(console, say, result, time.perf_counter() - began)
+            if shown.main:
+                report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)
     return result
 

@@ -1,10 +1,18 @@
 """Around every program: a sentence in a box and a status, whatever goes wrong for the user."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import datasets
 import pytest
+from golden.write import file_of
 
+from rmkit import __version__ as version
 from rmkit import cli, errors
 from rmkit.distributed import launch
 
@@ -15,6 +23,8 @@ from rmkit.distributed import launch
         (ValueError("--flag 3: set 4"), 2, "--flag 3: set 4"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (errors.AgreedError("rank 3: no such file"), 2, "rank 3: no such file"),
+        (errors.UserError("model.name", "x", "set y"), 2, "--model x: set y"),
+        (errors.AgreedError(errors.UserError("model.name", "x", "set y")), 2, "--model x: set y"),
         (KeyboardInterrupt(), 130, "nothing was lost"),
     ],
 )
@@ -22,7 +32,7 @@ def test_an_error_of_the_user_is_a_box_and_a_status(error, status, told, capsys)
     def work(console):
         raise error
 
-    assert cli.run(work, "nothing was lost") == status
+    assert cli.run(work, "nothing was lost", flags={"model.name": "--model"}) == status
     err = capsys.readouterr().err
     assert told in err
     assert "Traceback" not in err
@@ -59,3 +69,60 @@ def test_progress_bars_are_off_in_a_log_and_given_back():
     assert cli.run(lambda console: seen.append(datasets.are_progress_bars_disabled()) or 0, "") == 0
     assert seen == [True]
     assert not datasets.are_progress_bars_disabled()
+
+
+# --- rmkit PROGRAM ...
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "tyro")
+
+
+def rmkit(*arguments: str) -> subprocess.CompletedProcess:
+    """python -m rmkit, which leaves on the last line of standard error what it has imported of `HEAVY`."""
+    code = "import atexit, json, runpy, sys\n"
+    code += f"atexit.register(lambda: print(json.dumps([m for m in {HEAVY} if m in sys.modules]), file=sys.stderr))\n"
+    code += "sys.argv[1:] = json.loads(sys.argv[1])\nrunpy.run_module('rmkit', run_name='__main__', alter_sys=True)"
+    given = [sys.executable, "-c", code, json.dumps(arguments)]
+    return subprocess.run(given, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "100"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--help"], 0, ["train", "label", "evaluate", "rmkit PROGRAM --help"]),
+        (["-h"], 0, ["usage: rmkit PROGRAM"]),
+        (["--version"], 0, [f"rmkit {version}"]),
+        (["trian"], 2, ["trian: there is no such program", "train, label, evaluate"]),
+        ([], 2, ["no program is named", "train, label, evaluate"]),
+        (["--model.name", "x"], 2, ["--model.name: there is no such program", "train, label, evaluate"]),
+    ],
+)
+def test_without_a_program_nothing_heavy_is_imported(arguments, status, words):
+    done = rmkit(*arguments)
+    assert done.returncode == status, done.stderr
+    told = " ".join((done.stdout + done.stderr).replace("\u2502", " ").split())
+    for word in words:
+        assert word in told
+    assert "Traceback" not in told
+    assert json.loads(done.stderr.splitlines()[-1]) == []
+    assert ("\u256d" in done.stderr) == (status == 2), "an error stands in a box"
+
+
+@pytest.mark.parametrize("program", list(cli.PROGRAMS))
+def test_a_program_is_that_of_python_m(program):
+    done = rmkit(program, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == file_of(program).read_text().strip()
+
+
+def test_flags_and_exit_status_are_the_programs_own(tmp_path):
+    done = rmkit("label", "--model", str(tmp_path / "nowhere"), str(tmp_path / "s.json"), str(tmp_path / "f.json"))
+    assert done.returncode == 2
+    assert "--model" in done.stderr
+    assert "no model configuration" in " ".join(done.stderr.replace("\u2502", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_the_console_script_is_main():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"rmkit": "rmkit.cli:main"}
+    assert project["version"] == version

@@ -19,9 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import rmkit.evaluation
 from rmkit import train
 from rmkit.data import demo
-from rmkit.evaluate import RESULTS, main
+from rmkit.evaluate import main
+from rmkit.evaluation.config import RESULTS
 from rmkit.scorer import Scorer
 from support.oracle import TINY, scores_one_by_one
+from support.ranks import started
 
 PAIRS = 40
 
@@ -300,8 +302,50 @@ def test_demo_that_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "main", lambda arguments: 130)
     assert "not trained to its end" in refusal(capsys, [])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "python -m rmkit.train" in refusal(capsys, [])
+    assert "python -m rmkit.train" in refused_by_two(tmp_path / "said", [])
+
+
+def refused_by_two(folder: Path, arguments: list[str]) -> str:
+    """What two ranks say of an error, once."""
+    with started(2, folder, main, arguments) as ranks:
+        assert ranks.wait(120) == [2, 2]
+    assert ranks.err(0).count("\u256d") == 1, "one box"
+    assert ranks.err(1) == "", "it is said once"
+    assert "connection" not in ranks.told(0)
+    return ranks.told(0)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("bad file", "{tmp}/bad.jsonl, line 1: "),
+        ("no file", "--data nowhere.jsonl: no such file"),
+        ("full folder", "--out {tmp}/out: it holds notes.txt"),
+        ("no model", "--model nowhere: no model configuration"),
+        ("no head", "--model {world}/lm: it is a LlamaForCausalLM, which has no score head; train one with"),
+        ("no other model", "--against nowhere: no model configuration"),
+        ("too long", "--max-length 161: the model's context is 160"),
+        ("none fits", "no pair is left of 40; raise --max-length"),
+    ],
+)
+def test_an_error_on_two_ranks_is_one_sentence(world, tmp_path, case, words):
+    arguments = flags(world, tmp_path)
+    if case == "bad file":
+        arguments = flags(world, tmp_path, data=str(write(tmp_path / "bad.jsonl", [{"prompt": 3}])))
+    elif case == "no file":
+        arguments[3] = "nowhere.jsonl"
+    elif case == "full folder":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").touch()
+    elif case in ("no model", "no head"):
+        arguments[1] = "nowhere" if case == "no model" else str(world / "lm")
+    elif case == "no other model":
+        arguments += ["--against", "nowhere"]
+    else:
+        arguments += ["--max-length", "161" if case == "too long" else "2"]
+    told = refused_by_two(tmp_path / "said", arguments)
+    assert told.replace(" ", "").startswith(words.format(tmp=tmp_path, world=world).replace(" ", "")), told
+    assert "overlong" not in told, "evaluate has no such flag"
 
 
 def refusal(capsys, arguments: list[str]) -> str:
@@ -329,7 +373,8 @@ def test_bad_flag_is_named(world, tmp_path, capsys, name):
     which, more, words = BAD[name]
     told = refusal(capsys, flags(world, tmp_path, *more, **which))
     assert words in told
-    assert "--model.name" not in told
+    # Within a command it is the flag of training.
+    assert "--model.name" not in told.replace("python -m rmkit.train --model.name", "")
     assert "--data.test" not in told
     assert not (tmp_path / "out").exists()
 

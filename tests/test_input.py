@@ -10,6 +10,8 @@ import pytest
 from datasets import Dataset
 
 from rmkit.data.json_rows import rows
+from rmkit.errors import UserError
+from rmkit.labelling.config import FLAGS
 from rmkit.labelling.input import identity, plain_file
 
 ROWS = [{"prompt": "q", "output": "\u00fc"}, {"prompt": "p", "output": "b"}]
@@ -73,8 +75,9 @@ def test_a_cut_gzip_file_is_named(tmp_path, spool, cut):
 
 
 def test_nothing_by_that_name(spool):
-    with pytest.raises(ValueError, match=r"^SAMPLES nowhere\.json: no such file"):
+    with pytest.raises(UserError) as caught:
         plain_file("nowhere.json", spool, print)
+    assert caught.value.told(FLAGS).startswith("SAMPLES nowhere.json: no such file")
 
 
 def test_identity_changes_with_the_file(tmp_path):

@@ -31,6 +31,7 @@ from rmkit.labelling import partial
 from rmkit.labelling.config import LabelConfig
 from rmkit.scorer import Scorer
 from support.oracle import TINY, scores_one_by_one
+from support.ranks import started
 
 TEXTS = ("Sure. Here is code:\n  x = 3.14159 ", " no", "", "Yes! And", "a b c d e f " * 5, "?", "the same", "the same")
 PROMPTS = 40
@@ -310,6 +311,90 @@ def launch(processes: int, arguments: list[str]) -> None:
         [*command, "-m", "rmkit.label", *arguments], capture_output=True, text=True, timeout=300, env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("bad file", "{tmp}/bad.json, index 0: "),
+        ("no file", "SAMPLES nowhere.json: no such file"),
+        ("no folder", "FEEDBACK {tmp}/nowhere/f.json: there is no folder {tmp}/nowhere"),
+        ("held folder", "{tmp}/.f.json.partial holds scores of an interrupted labelling"),
+        ("no model", "--model nowhere: no model configuration"),
+        ("too long", "--max-length 4096: the model's context is"),
+        ("no default", "runs/demo/FINAL is not there; make it in one process first"),
+        ("full disk", "{tmp}/.f.json.partial: No space left on device; what was scored is kept"),
+        ("full disk on one", "rank 1: {tmp}/.f.json.partial: No space left on device; what was scored is kept"),
+    ],
+)
+def test_an_error_on_two_ranks_is_one_sentence(world, tmp_path, monkeypatch, case, words):
+    monkeypatch.chdir(tmp_path)
+    arguments, failing = flags(world, tmp_path / "f.json"), None
+    if case == "bad file":
+        arguments[2] = str(tmp_path / "bad.json")
+        (tmp_path / "bad.json").write_text('[{"prompt": 3}]')
+    elif case == "no file":
+        arguments[2] = "nowhere.json"
+    elif case == "no folder":
+        arguments[3] = str(tmp_path / "nowhere" / "f.json")
+    elif case == "held folder":
+        (tmp_path / ".f.json.partial").mkdir()
+    elif case == "no model":
+        arguments[1] = "nowhere"
+    elif case == "too long":
+        arguments += ["--max-length", "4096"]
+    elif case == "no default":
+        arguments = []
+    else:
+        failing = "01" if case == "full disk" else "1"
+    with started(2, tmp_path / "said", main if failing is None else full_disk, arguments, *failing or ()) as ranks:
+        assert ranks.wait(120) == [2, 2]
+    told = ranks.told(0)
+    assert told.replace(" ", "").startswith(words.format(tmp=tmp_path).replace(" ", "")), told
+    assert ranks.err(0).count("\u256d") == 1, "one box"
+    assert ranks.err(1) == "", "it is said once"
+    assert "connection" not in told
+    assert not (tmp_path / "f.json").exists()
+
+
+def full_disk(arguments: list[str], *failing: str) -> int:
+    """The ranks `failing` cannot write what they have scored."""
+    if os.environ["RANK"] in failing:
+        label.scored = fails_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    return main(arguments)
+
+
+def fails_with(error: Exception):
+    def fails(*_):
+        raise error
+
+    return fails
+
+
+def test_a_rank_that_fails_ends_the_others_at_their_next_chunk(world, tmp_path):
+    """They would score for hours what another run has to go on from."""
+    arguments = flags(world, tmp_path / "f.json")
+    with started(2, tmp_path / "said", waits_for_the_other, arguments) as ranks:
+        assert ranks.wait(120) == [2, 2]
+    lines = (tmp_path / ".f.json.partial" / "scores-0.jsonl").read_text().count("\n")
+    assert lines == 1, "the chunk that was in work"
+    assert main([*arguments, "--resume"]) == 0
+    assert len(read(tmp_path / "f.json")) == len(made_up())
+
+
+def waits_for_the_other(arguments: list[str]) -> int:
+    """Rank 1 fails in its first chunk; rank 0 ends its own once it has."""
+    if os.environ["RANK"] == "1":
+        return full_disk(arguments, "1")
+    real, failed = label.scored, Path(arguments[3]).parent / ".f.json.partial" / "failed"
+
+    def scored(*given):
+        while not failed.exists():
+            time.sleep(0.01)
+        return real(*given)
+
+    label.scored = scored
+    return main(arguments)
 
 
 def test_halos_fewer_samples_than_processes(world, tmp_path):

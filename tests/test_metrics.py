@@ -2,13 +2,12 @@ import io
 import json
 import subprocess
 
-import pytest
 import torch
 from rich.console import Console
 
-from rmkit import runtime, terminal
+from rmkit import runtime
 from rmkit.runtime import commit, environment
-from rmkit.terminal import Display, closing, evaluated, refuse
+from rmkit.terminal import refuse
 from rmkit.training.metrics import Metrics, describe
 
 STEP = {
@@ -171,68 +170,3 @@ def test_commit_is_that_of_the_checkout_the_code_runs_from(tmp_path, monkeypatch
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert commit() is None
-
-
-def test_display_says_a_line_now_and_then_and_the_last_one_always(monkeypatch):
-    clock = iter([0.0, 10.0, 10.0, 11.0, 20.0, 20.0, 21.0, 21.0])
-    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
-    console, out = plain()
-    display = Display(console, 12, 2, True)
-    display.step(3, STEP)
-    display.step(4, STEP)  # a second later: nothing
-    display.step(6, STEP)
-    display.step(12, STEP)
-    display.close()
-    text = "loss 0.5123  acc 0.750  12.3 pairs/s  5,679 tokens/s  75% saved"
-    assert out.getvalue().splitlines() == [
-        f"step 3/12  {text}  1:30 left",
-        f"step 6/12  {text}  0:30 left",
-        f"step 12/12  {text}  0:00 left",
-    ]
-
-
-def test_display_of_other_ranks_is_silent():
-    console, out = plain()
-    display = Display(console, 1, 0, False)
-    display.step(1, STEP)
-    display.say("x")
-    display.close()
-    assert out.getvalue() == ""
-
-
-def test_display_on_a_terminal_is_a_bar_that_ends():
-    out = io.StringIO()
-    display = Display(Console(file=out, width=150, force_terminal=True), 2, 0, True)
-    display.step(2, STEP)
-    display.say("kept [as] it is")
-    display.close()
-    assert "100%" in out.getvalue()
-    assert "75% saved" in out.getvalue()
-    assert "kept [as] it is" in out.getvalue()
-
-
-def test_evaluated():
-    measured = {"loss/eval": 0.25, "rewards_eval/accuracies": 0.875, "rewards_eval/margins": 1.5}
-    line = evaluated({"counters/updates": 7, **measured, "pairs": 9, "seconds": 1.25})
-    assert line == "step 7: held-out accuracy 0.8750, loss 0.2500, margin 1.500 (9 pairs, 1.2 s)"
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_closing_shows_every_row(terminal):
-    out, said = io.StringIO(), []
-    closing(Console(file=out, force_terminal=terminal), [("steps", "10"), ("model", "runs/x/FINAL")], said.append)
-    shown = out.getvalue() if terminal else "\n".join(said)
-    for text in ("steps", "10", "model", "runs/x/FINAL"):
-        assert text in shown
-    assert bool(said) != terminal
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00")])
-def test_clock(seconds, shown):
-    assert terminal.clock(seconds) == shown
-
-
-def test_refuse_shows_what_would_move_the_cursor_as_its_escape():
-    console, out = plain()
-    refuse(ValueError("field \x1b[2J\ud800 :smile: is wrong"), console)
-    assert "field \\x1b[2J\\ud800 :smile: is wrong" in out.getvalue()

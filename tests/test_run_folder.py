@@ -73,7 +73,7 @@ def test_the_first_rank_decides_for_all(tmp_path, monkeypatch):
     """Another rank may see the folder when the first one has deleted the old run, or begun to write the new one."""
     config = run_of(tmp_path, overwrite=True)
     kept = write_checkpoint(config, 4)
-    monkeypatch.setattr(run_folder, "first", lambda action: False)  # what rank 0 has found
+    monkeypatch.setattr(run_folder, "on_first_rank", lambda action: False)  # what rank 0 has found
     assert opened(config) == (None, Progress(), [])
     assert kept.exists()
     assert opened(run_of(tmp_path)) == (None, Progress(), [])

@@ -4,6 +4,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rmkit import scorer
+from rmkit.errors import UserError
+from rmkit.labelling.config import FLAGS
 from rmkit.scorer import load_scorer
 from support.oracle import scores_one_by_one
 from support.saved import small, written
@@ -39,8 +41,10 @@ def test_a_conversation_longer_than_the_default_budget_runs_alone(folder, monkey
 def test_a_budget_that_is_given_bounds_the_length(folder):
     loaded = load_scorer(str(folder), device=CPU, max_tokens=64, say=lambda text: None)
     assert (loaded.max_tokens, loaded.max_length) == (64, 64)
-    with pytest.raises(ValueError, match=r"^--max-length 65: one conversation would not fit into --max-tokens 64"):
+    with pytest.raises(UserError) as caught:
         load_scorer(str(folder), device=CPU, max_tokens=64, max_length=65, say=lambda text: None)
+    told = caught.value.told(FLAGS)
+    assert told == "--max-length 65: one conversation would not fit into --max-tokens 64"
 
 
 def test_nothing_to_score(folder):

@@ -183,14 +183,14 @@ def test_two_ranks_give_the_same_run(world, undisturbed, tmp_path, strategy):
 
 def disturb(monkeypatch, step: int, what) -> None:
     """Let something happen right after a step was recorded."""
-    shown = terminal.Display.step
+    shown = terminal.Progress.show
 
-    def interrupted(self, done, values):
-        shown(self, done, values)
+    def interrupted(self, done, text):
+        shown(self, done, text)
         if done == step:
             what()
 
-    monkeypatch.setattr(terminal.Display, "step", interrupted)
+    monkeypatch.setattr(terminal.Progress, "show", interrupted)
 
 
 class Crash(BaseException):

@@ -10,6 +10,7 @@ from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import split
 from rmkit.batch.trie import PackedBatch, pack
 from rmkit.config import BatchConfig
+from rmkit.errors import UserError, flag
 
 BLOCK = 1 << 16
 """Pairs that are measured at once."""
@@ -83,8 +84,9 @@ def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
         if tokens.max() > largest:
             largest, worst = int(tokens.max()), start + int(tokens.argmax())
     if over:
-        raise ValueError(
-            f"--batch.max-tokens {config.max_tokens}: {over} of {len(pairs)} pairs take more under --batch.layout "
-            f"{config.layout}, the largest {largest} tokens ({pairs.source[worst]}); raise the budget, or lower "
-            "--data.max-length"
+        found = (
+            f"{over} of {len(pairs)} pairs take more under {flag('batch.layout')} {config.layout}, the largest "
+            f"{largest} tokens ({pairs.source[worst]})"
         )
+        hint = f"{found}; raise the budget, or lower {flag('data.max_length')}"
+        raise UserError("batch.max_tokens", config.max_tokens, hint)

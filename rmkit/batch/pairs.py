@@ -21,6 +21,7 @@ from rmkit.data import tokenizer as contract
 from rmkit.data.forms import LABELS
 from rmkit.data.ratings import table as rating_table
 from rmkit.data.tokenizer import encode, render
+from rmkit.errors import UserError, flag
 
 KEPT, STOP, OVERLONG, SAME, NO_TOKEN, ENDS_IN_PAD = range(6)
 
@@ -132,10 +133,9 @@ def tokenise(
     if (stop := np.flatnonzero(reason == STOP)).size:
         row = table[int(stop[0])]
         longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        raise ValueError(
-            f"{row['source']}: {longest} tokens, more than the limit of {max_length}; raise --data.max-length, or let "
-            "--data.overlong drop or cut it"
-        )
+        found = f"{longest} tokens, more than the limit of {max_length}"
+        ways = f"raise {flag('data.max_length')}, or let {flag('data.overlong')} drop or cut it"
+        raise UserError("", row["source"], f"{found}; {ways}")
     dropped = {}
     for code, count in zip(*np.unique(reason, return_counts=True), strict=True):
         if code != KEPT:
@@ -144,7 +144,8 @@ def tokenise(
             say(f"dropped {count} of {len(reason)} pairs: {why}")
     rows = np.flatnonzero(reason == KEPT)
     if len(rows) == 0:
-        raise ValueError(f"no pair is left of {len(reason)}; raise --data.max-length or set --data.overlong keep-end")
+        ways = f"raise {flag('data.max_length')}", f"set {flag('data.overlong')} keep-end"
+        raise UserError("", None, f"no pair is left of {len(reason)}", *ways)
     sides = [TokenColumn(table, name, rows) for name in ("chosen_ids", "rejected_ids")]
     group = np.unique(columns.column("group").to_numpy()[rows], return_inverse=True)[1]
     length = np.stack([side.lengths for side in sides], 1)
@@ -163,9 +164,13 @@ def _labels(table: Dataset, rows: np.ndarray, objectives: SequenceOf[str], say: 
     """The labels of the pairs that were kept, float64, NaN where a row gives none."""
     columns = {name: table.data.column(name).to_numpy()[rows].astype(np.float64) for name in (*LABELS, "compared")}
     if not objectives and (alone := np.flatnonzero(columns["compared"] == 0)).size:
-        raise ValueError(
-            f"{table[int(rows[alone[0]])]['source']}: it is a rated response, compared with nothing; set --model.head "
-            "multi and name its --model.objectives, or leave such rows out"
+        where = table[int(rows[alone[0]])]["source"]
+        raise UserError(
+            "",
+            where,
+            "it is a rated response, compared with nothing",
+            f"set {flag('model.head')} multi and name its {flag('model.objectives')}",
+            "leave such rows out",
         )
     if objectives:
         held = table.select_columns(["ratings"]).select(rows)["ratings"]

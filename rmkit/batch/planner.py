@@ -16,6 +16,7 @@ import numpy as np
 from rmkit.batch.lengths import Counts, Lengths, count, joined
 from rmkit.batch.trie import Layout
 from rmkit.config import TrainConfig
+from rmkit.errors import UserError, flag
 
 LOOK_AHEAD = 32
 """Groups that may wait for a batch with room before one of them is cut."""
@@ -123,10 +124,8 @@ def split(
     counts = count(lengths, items, unit, int(unit.max(initial=-1)) + 1, layout)
     unit, counts = _cut(lengths, items, layout, unit, counts, lambda units: units.tokens / max_tokens)
     if (largest := counts.tokens.max(initial=0)) > max_tokens:
-        raise ValueError(
-            f"--batch.max-tokens {max_tokens}: one pair takes {largest} tokens; "
-            "raise the budget, or lower --data.max-length"
-        )
+        hint = f"one pair takes {largest} tokens; raise the budget, or lower {flag('data.max_length')}"
+        raise UserError("batch.max_tokens", max_tokens, hint)
     plan = _plan(counts, layout, pair_cost, ranks, max_tokens)
     mean = counts.load(pair_cost).sum() / (ranks * plan.microbatches)
     for share in SHARES:

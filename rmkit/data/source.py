@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from rmkit.data.cache import DEMO, Source, build
 from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.named import NAMED
-from rmkit.errors import plain
+from rmkit.errors import UserError, plain
 
 Split = Literal["train", "test"]
 Say = Callable[[str], None]
@@ -51,7 +51,8 @@ def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | 
         if len(part):
             parts.append(part)
     if not parts:
-        raise ValueError(f"--data.{split}: no preference is left ({'. '.join(lines) or 'no source was given'})")
+        why = ". ".join(lines) or "no source was given"
+        raise UserError(f"data.{split}", None, f"no preference is left ({why})")
     return datasets.concatenate_datasets(parts)
 
 
@@ -103,20 +104,20 @@ def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Datas
         similar = "a JSONL file with the fields prompt, chosen, rejected"
         yield Source(shown=given), _hub(given, base, asked or split, None, similar)
     else:
-        raise ValueError(_unknown(given, split))
+        raise UserError(f"data.{split}", given or repr(given), _unknown(given))
 
 
-def _unknown(given: str, split: Split) -> str:
+def _unknown(given: str) -> str:
+    """What is wrong with a name that is nothing."""
     base = Path(given.partition(":")[0])
     if ":" in given and base.exists():
-        return f"--data.{split} {given}: a path takes no :SPLIT; give the rows a field 'split', and the path alone"
+        return "a path takes no :SPLIT; give the rows a field 'split', and the path alone"
     siblings = [str(entry) for entry in base.parent.iterdir()] if base.parent.is_dir() else []
     known = [DEMO, *NAMED]
     close = difflib.get_close_matches(str(base), known + siblings, n=1)
     meant = f", did you mean {close[0]}?" if close else ""
     return (
-        f"--data.{split} {given or repr(given)}: no such file or folder, named set or hub id{meant} "
-        f"(named sets: {', '.join(known)}; a hub id is OWNER/NAME)"
+        f"no such file or folder, named set or hub id{meant} (named sets: {', '.join(known)}; a hub id is OWNER/NAME)"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence as SequenceOf
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rmkit.errors import brief
+from rmkit.errors import UserError, brief
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '\n\n' if not loop.first else '' }}"
@@ -42,20 +42,18 @@ def load_tokenizer(name: str, say: Callable[[str], None]) -> PreTrainedTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # whatever a library says of files that do not hold what they should
-        raise ValueError(f"--model.name {name}: no tokenizer could be loaded there ({brief(error)})") from error
+        raise UserError("model.name", name, f"no tokenizer could be loaded there ({brief(error)})") from error
     try:
         return prepare(tokenizer, name, say)
     except (TypeError, AttributeError, KeyError, IndexError, jinja2.TemplateError) as error:
-        raise ValueError(f"--model.name {name}: its tokenizer cannot be used ({brief(error)})") from error
+        raise UserError("model.name", name, f"its tokenizer cannot be used ({brief(error)})") from error
 
 
 def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], None]) -> PreTrainedTokenizerBase:
     """Give a tokenizer a chat template and a pad token that ends no conversation, where it has none; says which."""
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:
-            raise ValueError(
-                f"--model.name {name}: the tokenizer has neither a chat template nor an EOS token; set one"
-            )
+            raise UserError("model.name", name, "the tokenizer has neither a chat template nor an EOS token; set one")
         tokenizer.chat_template = DEFAULT_TEMPLATE
         say(f"{name} has no chat template: 'role: content' turns closed by {tokenizer.eos_token} are used")
     end = encode(tokenizer, [render(tokenizer, PROBE)])[0][-1]

@@ -1,31 +1,22 @@
-"""The processes of a run: how they start, how one's error becomes everyone's, and what is said when one is lost."""
+"""The processes of a run: how they start and end, and what is said when one is lost."""
 
 import os
 import re
 import socket
 import time
-from collections.abc import Callable
 from datetime import timedelta
-from functools import cache
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from rmkit.config import TrainConfig
-from rmkit.distributed.collectives import rank, together
+from rmkit.distributed.collectives import ranks
 from rmkit.distributed.sharding import strategy_on
-from rmkit.errors import AgreedError
-
-T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """After which a process that waits in a step gives up: longer than the slowest save or evaluation of the others. One
 that dies is noticed at once: by the launcher, and on CPUs by its closed connection."""
-
-PATIENCE = timedelta(days=7)
-"""The same while one process prepares the data, labels or evaluates its share: as long as it needs."""
 
 ROLL_CALL = 5.0
 """Seconds for which the processes that have lost one wait for each other's answer."""
@@ -91,38 +82,12 @@ def start(timeout: timedelta = TIMEOUT) -> Accelerator:
 
 def end(accelerator: Accelerator) -> None:
     """Leave the other processes, when all have come so far."""
-    if accelerator.num_processes > 1:
-        accelerator.wait_for_everyone()
+    if ranks() > 1:
+        dist.barrier()
         # gloo's threads need Python's lock to let go of the last tensors; the end of the group waits for the threads
         # with the lock held, which hangs unless they have had it before.
         time.sleep(0.1)
     accelerator.end_training()
-
-
-def agreed(work: Callable[[], T]) -> T:
-    """What `work` returns here; a user's error of any process is raised by all of them, so that none waits for ever.
-
-    `work` must not wait for another process itself.
-    """
-    found: list[T] = []
-    try:
-        together(lambda: found.append(work()), _patient() if dist.is_initialized() else None)
-    except (ValueError, OSError) as error:
-        raise AgreedError(str(error)) from error
-    return found[0]
-
-
-def first_then_others(work: Callable[[], T]) -> T:
-    """What `work` returns: it runs on the first process, which fills a cache, and then on the others, which read it."""
-    first = rank() == 0
-    found = agreed(work if first else lambda: None)
-    again = agreed(work if not first else lambda: None)
-    return found if first else again
-
-
-@cache
-def _patient() -> dist.ProcessGroup:
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def lost(error: BaseException) -> str | None:

@@ -15,6 +15,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from rmkit.config import ParallelConfig
+from rmkit.distributed.collectives import ranks
+from rmkit.errors import AgreedError, UserError
 from rmkit.model.reward_model import RewardModel
 
 
@@ -34,15 +36,13 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
     and with it the residual stream and the score, is gathered in float32.
     """
     device = accelerator.device
-    if accelerator.num_processes == 1 and config.replicate <= 1 and not config.cpu_offload:
+    if ranks() == 1 and config.replicate <= 1 and not config.cpu_offload:
         return model.to(device)
     if strategy_on(device.type, config) == "ddp":
         return accelerator.prepare(model.to(device))
     # Straight from the CPU: a layer is moved when it is sharded, so no device ever holds the whole model.
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
-    shard = functools.partial(
-        fully_shard, mesh=_mesh(device.type, config.replicate, accelerator.num_processes), offload_policy=offload
-    )
+    shard = functools.partial(fully_shard, mesh=_mesh(device.type, config.replicate), offload_policy=offload)
     in_layers = MixedPrecisionPolicy()
     if model.bf16:
         # Inputs stay as they come: autocast rounds what a matrix product reads, and nothing else.
@@ -54,20 +54,20 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
     return shard(model)
 
 
-def _mesh(device: str, replicate: int, ranks: int) -> DeviceMesh:
+def _mesh(device: str, replicate: int) -> DeviceMesh:
     """All ranks in one row, or a row for each copy of the model (HSDP: copied over rows, sharded along them)."""
     if not dist.is_initialized():  # one process, which shards nothing but may offload
         backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    copies = replicate or max(1, ranks // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
-    if ranks % copies:
-        raise ValueError(
-            f"--parallel.replicate {replicate}: {ranks} process{'es' if ranks > 1 else ''} cannot be split into "
-            f"{copies} equal groups; set a divisor of {ranks}"
-        )
+    count = ranks()
+    copies = replicate or max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+    if count % copies:
+        processes = f"{count} process{'es' if count > 1 else ''}"
+        hint = f"{processes} cannot be split into {copies} equal groups; set a divisor of {count}"
+        raise AgreedError(UserError("parallel.replicate", replicate, hint))  # every rank comes here
     if copies == 1:
-        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (copies, ranks // copies), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device, (count,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (copies, count // copies), mesh_dim_names=("replicate", "shard"))
 
 
 def accumulating(wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager:

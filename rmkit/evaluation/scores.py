@@ -1,19 +1,21 @@
 """Score preference pairs with one model: each distinct conversation once, split over the processes."""
 
+import contextlib
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
 from datasets import Dataset
 
-from rmkit import terminal
 from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DataConfig
+from rmkit.distributed.collectives import first_then_others, rank, ranks
+from rmkit.errors import AgreedError, UserError
 from rmkit.scorer import Scorer
+from rmkit.terminal import Terminal
 
 CHUNK = 512
 """Conversations that are batched at a time: enough to fill the forward passes, few enough to hold in memory."""
@@ -43,43 +45,46 @@ class Scored:
 
 
 def with_a_preferred_side(preferences: Dataset, say: Callable[[str], None]) -> tuple[Dataset, dict[str, int]]:
-    """Drop the pairs whose target says that chosen does not win, because no side is right; how many, by reason."""
-    target = np.array(preferences["target"], np.float64)
-    undecided = target <= 0.5
-    if not undecided.any():
-        return preferences, {}
-    why = "a target of 0.5 or less: chosen is not the preferred side"
-    say(f"dropped {undecided.sum()} of {len(target)} pairs: {why}")
-    if undecided.all():
-        raise ValueError(f"--data: no pair is left of {len(target)} ({why})")
-    return preferences.select(np.flatnonzero(~undecided)), {why: int(undecided.sum())}
+    """Drop what has no preferred side to be right about; how many, by reason."""
+    undecided = {
+        "a target of 0.5 or less: chosen is not the preferred side": np.array(preferences["target"], np.float64) <= 0.5,
+        "a rated response: it is compared with nothing": np.array(preferences["compared"], np.float64) == 0,
+    }
+    dropped = {why: int(of.sum()) for why, of in undecided.items() if of.any()}
+    for why, count in dropped.items():
+        say(f"dropped {count} of {len(preferences)} pairs: {why}")
+    kept = np.flatnonzero(~np.logical_or(*undecided.values()))
+    if len(kept) == 0:
+        raise UserError("data.test", None, f"no pair is left of {len(preferences)} ({'; '.join(dropped)})")
+    return (preferences.select(kept) if dropped else preferences), dropped
 
 
 def score_pairs(
-    preferences: Dataset, scorer: Scorer, name: str, accelerator: Accelerator, say: Callable[[str], None]
+    preferences: Dataset,
+    scorer: Scorer,
+    name: str,
+    device: torch.device,
+    terminal: Terminal,
+    say: Callable[[str], None],
 ) -> Scored:
     """Score both sides of every preference that fits the model. All ranks take part, and each gets all scores.
 
-    Raises ValueError, with the place of the pair, where a score of the model `name` is not finite.
+    Raises AgreedError with the pair's place where a score of the model `name` is not finite.
     """
-    with accelerator.main_process_first():  # one rank fills the cache, the others read it
-        pairs = tokenise(preferences, scorer.tokenizer, DataConfig(), scorer.max_length, say)
+    pairs = first_then_others(lambda: tokenise(preferences, scorer.tokenizer, DataConfig(), scorer.max_length, say))
     sides, sequences, group = distinct(pairs)
-    mine = np.flatnonzero(group % accelerator.num_processes == accelerator.process_index)
+    mine = np.flatnonzero(group % ranks() == rank())
     mine = mine[np.argsort(group[mine], kind="stable")]  # conversations on one prompt meet
     scores = np.zeros(len(sequences), np.float32)
-    shown = time.perf_counter()
-    for start in range(0, len(mine), CHUNK):
-        chunk = mine[start : start + CHUNK]
-        scores[chunk] = scorer.score_tokens([sequences[i] for i in chunk], group[chunk])
-        if time.perf_counter() - shown > terminal.LINE_SECONDS:
-            shown = time.perf_counter()
-            say(f"scored {start + len(chunk):,} of {len(mine):,} conversations")
-    # Each score is one rank's own and zero elsewhere, so the sum is exact.
-    by_side = accelerator.reduce(torch.from_numpy(scores).to(accelerator.device), "sum").cpu().numpy()[sides]
+    with contextlib.closing(terminal.progress("scored", len(mine), noun="conversations")) as progress:
+        for start in range(0, len(mine), CHUNK):
+            chunk = mine[start : start + CHUNK]
+            scores[chunk] = scorer.score_tokens([sequences[i] for i in chunk], group[chunk])
+            progress.show(start + len(chunk))
+    by_side = _summed(scores, device)[sides]
     bad = np.flatnonzero(~np.isfinite(by_side).all(1))
     if len(bad):
-        raise ValueError(
+        raise AgreedError(
             f"{name} scores the pair of {pairs.source[int(bad[0])]} {by_side[bad[0]].tolist()} ({len(bad)} such pairs "
             f"of {len(pairs)}): a score must be finite. Look at the weights, or set --precision fp32"
         )
@@ -91,6 +96,15 @@ def score_pairs(
         sequences=len(sequences),
         dropped=pairs.dropped,
     )
+
+
+def _summed(scores: np.ndarray, device: torch.device) -> np.ndarray:
+    """Those of all ranks: each score is one rank's own and zero elsewhere, so the sum is exact."""
+    if ranks() == 1:
+        return scores
+    tensor = torch.from_numpy(scores).to(device)
+    dist.all_reduce(tensor)
+    return tensor.cpu().numpy()
 
 
 def distinct(pairs: TokenisedPairs) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:

@@ -8,11 +8,24 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from rmkit.batch.trie import Layout
-from rmkit.demo_model import DEMO_MODEL
+from rmkit.config import DEMO_MODEL
 from rmkit.labelling.feedback import Feedback, Format, Pairing, number_of
 from rmkit.labelling.input import STDIN, identity
 
 DEMO_FEEDBACK = Path("runs/demo/feedback.jsonl")
+
+FLAGS = {
+    "model.name": "--model",
+    "model.precision": "--precision",
+    "data.train": "SAMPLES",
+    "data.max_length": "--max-length",
+    "data.overlong": None,
+    "model.head": None,
+    "model.objectives": None,
+    "batch.max_tokens": "--max-tokens",
+    "batch.layout": "--layout",
+}
+"""What the parts that training shares speak of -> what it is called here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,10 +53,7 @@ def plain_file(given: str, folder: Path, say: Callable[[str], None]) -> Path:
     elif path.is_file():
         _write_rows((row for _, row in read_rows(given, shown(given))), copy)
     else:
-        try:
-            preferences = source.load((given,), "train", say)
-        except ValueError as error:
-            raise ValueError(str(error).replace("--data.train", "SAMPLES")) from error
+        preferences = source.load((given,), "train", say)
         sides = ("prompt", "chosen", "rejected", "subset")
         _write_rows(({side: row[side] for side in sides} for row in preferences), copy)
     return copy

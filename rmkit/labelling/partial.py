@@ -24,6 +24,7 @@ class Spool:
 
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(f".{output.name}.partial")
+        self._failed = self.folder / "failed"
 
     def open(self, contract: dict[str, Any], *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> None:
         """Make the folder, or go on with the one that is there.
@@ -43,6 +44,7 @@ class Spool:
             )
         if resume and file.is_file():
             kept = json.loads(file.read_text())
+            self._failed.unlink(missing_ok=True)
             for flag, value in contract.items():
                 if kept.get(flag) != value:
                     raise ValueError(
@@ -134,6 +136,15 @@ class Spool:
         if missing := len(bounds) - 1 - len(found):
             raise ValueError(f"{self.folder}: the scores of {missing} chunks are missing; give --resume")
         return scores, skipped
+
+    def give_up(self) -> None:
+        """This rank has failed: the others need not score what is left."""
+        with contextlib.suppress(OSError):  # a full disk, which they meet too
+            self._failed.touch()
+
+    def given_up(self) -> bool:
+        """Whether a rank has failed since the folder was opened."""
+        return self._failed.exists()
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

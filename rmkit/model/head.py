@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmkit.config import ModelConfig
+from rmkit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ HEADS: dict[str, Callable[[ModelConfig], Head]] = {
 def fresh_head(config: ModelConfig) -> Head:
     """The head that --model.head asks for; ValueError where there is none of that name."""
     if config.head not in HEADS:
-        raise ValueError(f"--model.head {config.head}: there is no such head; set one of {', '.join(HEADS)}")
+        raise UserError("model.head", config.head, f"there is no such head; set one of {', '.join(HEADS)}")
     return HEADS[config.head](config)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from rmkit.batch.labels import PairLabels
 from rmkit.batch.trie import PackedBatch
 from rmkit.config import LossConfig
+from rmkit.errors import UserError
 from rmkit.model.head import Head
 from rmkit_kernels import Kernels, bt_losses, score_bt_loss
 
@@ -84,7 +85,7 @@ LOSSES: dict[str, Loss] = {"bt": bt, "hinge": hinge, "focal": focal}
 def loss_of(config: LossConfig) -> Loss:
     """The function that --loss.name names; ValueError where there is none."""
     if config.name not in LOSSES:
-        raise ValueError(f"--loss.name {config.name}: there is no such loss; set one of {', '.join(LOSSES)}")
+        raise UserError("loss.name", config.name, f"there is no such loss; set one of {', '.join(LOSSES)}")
     return LOSSES[config.name]
 
 

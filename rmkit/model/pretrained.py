@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from rmkit.config import DEMO, TrainConfig
-from rmkit.errors import brief
+from rmkit.errors import UserError, brief
 from rmkit.model import attention
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
@@ -28,7 +28,7 @@ def load_config(name: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
-        raise ValueError(f"--model.name {name}: no model configuration was found {where}") from error
+        raise UserError("model.name", name, f"no model configuration was found {where}") from error
     return check_family(config, name)
 
 
@@ -37,20 +37,22 @@ def check_folder(folder: Path) -> None:
     or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"--model.name {folder}: {path.name} is no ordinary file (a pipe, a device)")
+            raise UserError("model.name", folder, f"{path.name} is no ordinary file (a pipe, a device)")
     _shards(folder)
 
 
 def check_family(config: PretrainedConfig, name: str) -> PretrainedConfig:
     """The configuration, if its tokens are mixed by causal softmax attention alone; else ValueError."""
     if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"--model.name {name}: it is a {config.model_type} model. A trie batch is exact only where tokens are "
+        raise UserError(
+            "model.name",
+            name,
+            f"it is a {config.model_type} model. A trie batch is exact only where tokens are "
             "mixed by causal softmax attention alone (no state space, linear attention, convolution or encoder); "
-            f"tested families: {', '.join(FAMILIES)}"
+            f"tested families: {', '.join(FAMILIES)}",
         )
     if getattr(config, "use_bidirectional_attention", False):
-        raise ValueError(f"--model.name {name}: its attention is bidirectional, so prefixes cannot be shared")
+        raise UserError("model.name", name, "its attention is bidirectional, so prefixes cannot be shared")
     return config
 
 
@@ -61,16 +63,17 @@ def check_length(config: PretrainedConfig, max_length: int) -> None:
     context a score would depend on its neighbours.
     """
     if max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"--data.max-length {max_length}: the model's context is {config.max_position_embeddings}; set at most that"
-        )
+        hint = f"the model's context is {config.max_position_embeddings}; set at most that"
+        raise UserError("data.max_length", max_length, hint)
     scaling = getattr(config, "rope_parameters", None) or {}
     for rope in [scaling, *(v for v in scaling.values() if isinstance(v, dict))]:
         original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
         if rope.get("rope_type") in ("dynamic", "longrope") and max_length > original:
-            raise ValueError(
-                f"--data.max-length {max_length}: beyond {original} tokens this model's {rope['rope_type']} positions "
-                f"depend on the longest sequence of the batch; set at most {original}"
+            raise UserError(
+                "data.max_length",
+                max_length,
+                f"beyond {original} tokens this model's {rope['rope_type']} positions "
+                f"depend on the longest sequence of the batch; set at most {original}",
             )
 
 
@@ -138,10 +141,10 @@ def load_classifier(
                 output_loading_info=True,
             )
     except Exception as error:  # whatever a library says of tensors and values that it does not expect
-        raise ValueError(f"--model.name {name}: the weights could not be loaded ({brief(error)})") from error
+        raise UserError("model.name", name, f"the weights could not be loaded ({brief(error)})") from error
     if missing := sorted(set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())):
-        raise ValueError(
-            f"--model.name {name}: the checkpoint is not whole, {len(missing)} tensors are missing: {missing[0]}"
+        raise UserError(
+            "model.name", name, f"the checkpoint is not whole, {len(missing)} tensors are missing: {missing[0]}"
         )
     return classifier
 
@@ -154,21 +157,25 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
     """
     kinds = architecture.architectures or [""]
     if not isinstance(kinds, list) or not isinstance(kinds[0], str):
-        raise ValueError(f"--model.name {name}: its config.json gives {kinds!a} as architectures, need a class name")
+        raise UserError("model.name", name, f"its config.json gives {kinds!a} as architectures, need a class name")
     if kinds[0].endswith("ForCausalLM"):
         return None
     if not kinds[0].endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"--model.name {name}: it is saved as {kinds[0] or 'an unnamed class'}; "
-            "give a causal LM, a sequence classifier or a folder that rmkit wrote"
+        raise UserError(
+            "model.name",
+            name,
+            f"it is saved as {kinds[0] or 'an unnamed class'}; "
+            "give a causal LM, a sequence classifier or a folder that rmkit wrote",
         )
     labels = _labels_in_weights(Path(name)) or architecture.num_labels
     described = _described_head(Path(name) / "rmkit.json", labels)
     head = described or plain_head(labels)
     if head is None:
-        raise ValueError(
-            f"--model.name {name}: its head has {labels} labels; a reward model has 1, or 2 as HALOs saves them, or "
-            "an rmkit.json beside it that says what they mean"
+        raise UserError(
+            "model.name",
+            name,
+            f"its head has {labels} labels; a reward model has 1, or 2 as HALOs saves them, or an rmkit.json beside it "
+            "that says what they mean",
         )
     return head
 
@@ -193,10 +200,10 @@ def _shards(folder: Path) -> dict[str, str] | None:
     try:
         shards = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"--model.name {folder}: {index.name} cannot be read ({brief(error)})") from error
+        raise UserError("model.name", folder, f"{index.name} cannot be read ({brief(error)})") from error
     for file in shards.values():
         if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\\0"):
-            raise ValueError(f"--model.name {folder}: {index.name} names {file!a}, need a .safetensors beside it")
+            raise UserError("model.name", folder, f"{index.name} names {file!a}, need a .safetensors beside it")
     return shards
 
 
@@ -211,7 +218,7 @@ def _labels_in_weights(folder: Path) -> int | None:
             held = "score.weight" in tensors.keys()  # noqa: SIM118 (not a dict)
             return tensors.get_slice("score.weight").get_shape()[0] if held else None
     except SafetensorError as error:
-        raise ValueError(f"--model.name {folder}: {file.name} is damaged or cut short ({error})") from error
+        raise UserError("model.name", folder, f"{file.name} is damaged or cut short ({error})") from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from rmkit.distributed.collectives import first, rank, together
+from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def written_folder(folder: Path, *, all_ranks: bool = False, group: dist.Process
     partial = _partial(folder)
 
     def once(action: Callable[[], Any]) -> None:
-        first(action, group) if all_ranks else action()
+        on_first_rank(action, group) if all_ranks else action()
 
     try:
         once(lambda: _make_empty(partial))
@@ -54,7 +54,7 @@ def written_folder(folder: Path, *, all_ranks: bool = False, group: dist.Process
             yield partial
         except Exception as error:
             failed = error
-        together(lambda: _raise(failed), group) if all_ranks else _raise(failed)
+        on_every_rank(lambda: _raise(failed), group) if all_ranks else _raise(failed)
         once(lambda: _rename(partial, folder))
     except BaseException:
         if not all_ranks or rank(group) == 0:

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.config import TrainConfig, to_dict
-from rmkit.distributed.collectives import first, rank, together
+from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
 from rmkit.errors import AgreedError
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage import export, training_state
@@ -99,7 +98,7 @@ class Saver:
 
         def fill(partial: Path) -> dict[str, str]:
             # One after the other by all: where a rank has failed, none goes on to the next, which waits for every one.
-            files = together(lambda: export.write(taken, partial), self._group)[rank()]
+            files = on_every_rank(lambda: export.write(taken, partial), self._group)[rank()]
             files += training_state.write(training, partial / "training", taken.file_of, self._group)
             if rank() == 0:
                 held = {"progress": asdict(progress), "config": to_dict(self._config)}
@@ -108,12 +107,12 @@ class Saver:
             return sums(partial, files)
 
         try:
-            first(lambda: delete_partial(folder.parent), self._group)
+            on_first_rank(lambda: delete_partial(folder.parent), self._group)
             with written_folder(folder, all_ranks=True, group=self._group) as partial:
-                by_rank = together(lambda: fill(partial), self._group)
-                first(lambda: write_sums(partial, by_rank), self._group)
-            first(lambda: _rotate(self._run, self._config.save.keep, progress), self._group)
-        except (OSError, SafetensorError) as error:
+                by_rank = on_every_rank(lambda: fill(partial), self._group)
+                on_first_rank(lambda: write_sums(partial, by_rank), self._group)
+            on_first_rank(lambda: _rotate(self._run, self._config.save.keep, progress), self._group)
+        except AgreedError as error:
             raise AgreedError(_refused(self._run, progress.step, 3 * taken.total["total_size"], error)) from error
 
 
@@ -128,9 +127,9 @@ def newest_whole(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str,
 
     Every rank takes part, and all get the same.
     """
-    for step in reversed(first(lambda: steps_saved(run))):
+    for step in reversed(on_first_rank(lambda: steps_saved(run))):
         folder = run / "checkpoints" / f"step-{step}"
-        why = damage(folder) or first(lambda: _held(folder))  # noqa: B023 (called at once)
+        why = damage(folder) or on_first_rank(lambda: _held(folder))  # noqa: B023 (called at once)
         if isinstance(why, dict):
             return folder, why
         say(f"{folder} is damaged ({why}); the one before it is tried")

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from rmkit.distributed.collectives import first, rank, ranks, together
+from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank, ranks
 from rmkit.storage.atomic import flush
 
 NAME = "SHA256SUMS"
@@ -34,14 +34,14 @@ def write_sums(folder: Path, by_rank: list[dict[str, str]]) -> None:
 
 def damage(folder: Path) -> str | None:
     """Which file does not have its checksum; None where all have. Every rank takes part and reads its share."""
-    listed = first(lambda: _listed(folder))
+    listed = on_first_rank(lambda: _listed(folder))
     if isinstance(listed, str):
         return listed
 
     def compare() -> list[str]:
         return [why for name, digest in listed[rank() :: ranks()] if (why := _differs(folder / name, digest))]
 
-    return next((why for of_rank in together(compare) for why in of_rank), None)
+    return next((why for of_rank in on_every_rank(compare) for why in of_rank), None)
 
 
 def _listed(folder: Path) -> list[tuple[str, str]] | str:

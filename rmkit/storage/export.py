@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -83,7 +82,7 @@ def write_model(
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
-    except (OSError, SafetensorError) as error:
+    except AgreedError as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
 
 

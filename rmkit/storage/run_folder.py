@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rmkit.config import TrainConfig, to_dict
-from rmkit.distributed.collectives import first
-from rmkit.errors import AgreedError
+from rmkit.distributed.collectives import on_first_rank
+from rmkit.errors import AgreedError, UserError, flag
 from rmkit.storage import checkpoint
 from rmkit.storage.checkpoint import Progress
 
@@ -33,7 +33,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | No
     Raises AgreedError where the folder holds results and neither --resume nor --overwrite says what to do with them.
     """
     try:
-        if not first(lambda: _holds_results(config, say)):
+        if not on_first_rank(lambda: _holds_results(config, say)):
             return None, Progress()
         newest = checkpoint.newest_whole(config.folder, say)
         if newest is None:
@@ -42,7 +42,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | No
         weights, state = newest
         check_same(config, state["config"])
     except (ValueError, OSError) as error:
-        raise AgreedError(str(error)) from error
+        raise AgreedError(error) from error
     return weights, Progress(**state["progress"])
 
 
@@ -80,8 +80,9 @@ def check_same(config: TrainConfig, saved: dict) -> None:
         old, new = (saved.get(part, {}), now[part]) if part else (saved, now)
         for key in keys:
             if old.get(key) != new[key]:
-                flag = (f"--{part}.{key}" if part else f"--{key}").replace("_", "-")
-                raise ValueError(
-                    f"{flag} {new[key]}: the run in {config.folder} was started with {old.get(key)}; give that, or "
-                    "start another --exp-name"
+                raise UserError(
+                    f"{part}.{key}" if part else key,
+                    str(new[key]),
+                    f"the run in {config.folder} was started with {old.get(key)}; give that, or start another "
+                    f"{flag('exp_name')}",
                 )

@@ -12,6 +12,7 @@ from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, source
 from rmkit.data.tokenizer import load_tokenizer
+from rmkit.errors import UserError
 from rmkit.model.head import Head, fresh_head
 from rmkit.model.loss import loss_of
 from rmkit.model.pretrained import check_length, load_config, saved_head
@@ -83,9 +84,10 @@ def check_rated(head: Head, train: TokenisedPairs) -> None:
     counts = np.isfinite(train.labels["ratings"]).sum((0, 1))
     absent = [name for name, count in zip(head.objectives, counts.tolist(), strict=True) if count == 0]
     if len(absent) == len(head.objectives):
-        raise ValueError(
-            f"--model.objectives {' '.join(absent)}: no row of the training data has ratings of any; a row holds "
-            'prompt, response and ratings ({"' + absent[0] + '": 3}), or a pair and the ratings of its sides'
+        hint = (
+            "no row of the training data has ratings of any; a row holds prompt, response and ratings "
+            f'({{"{absent[0]}": 3}}), or a pair and the ratings of its sides'
         )
+        raise UserError("model.objectives", " ".join(absent), hint)
     if absent:
-        raise ValueError(f"--model.objectives {' '.join(absent)}: no row of the training data rates it; leave it out")
+        raise UserError("model.objectives", " ".join(absent), "no row of the training data rates it; leave it out")

@@ -1,17 +1,15 @@
 """What a training measures and leaves: a step, the line that is written of it, the result and its closing table."""
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from rmkit import terminal
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.storage.checkpoint import Progress
+from rmkit.terminal import Terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ def refused(step: int, loss: float, grad_norm: float, pairs: TokenisedPairs, ind
     )
 
 
-def report(console: Console, say: Callable[[str], None], result: Result, seconds: float) -> None:
+def report(shown: Terminal, result: Result, seconds: float) -> None:
     """The closing table, and the command to run next."""
     last, pairs = result.metrics, result.progress.examples
     rows = [("steps", str(result.progress.step)), ("preferences", str(pairs)), ("seconds", f"{seconds:.0f}")]
@@ -78,5 +76,5 @@ def report(console: Console, say: Callable[[str], None], result: Result, seconds
     if last:
         rows.append(("best step", f"{result.progress.best_step} (loss {result.progress.best_loss:.4f})"))
     rows += [("model", str(result.final)), ("metrics", str(result.final.parent / "metrics.jsonl"))]
-    terminal.closing(console, rows, say)
-    say(f"go on from it: python -m rmkit.train --model.name {result.final} --data.train FILE --data.test FILE")
+    shown.table(rows)
+    shown.say(f"go on from it: python -m rmkit.train --model.name {result.final} --data.train FILE --data.test FILE")

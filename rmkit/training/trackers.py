@@ -17,7 +17,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from rmkit.config import TrainConfig, to_dict
-from rmkit.errors import brief
+from rmkit.errors import UserError, brief
 
 EXTRAS = ("tensorboard", "wandb", "trackio")
 """Trackers that need a package of the same name, which the extra of the same name installs."""
@@ -72,10 +72,10 @@ def check_trackers(names: Iterable[str]) -> None:
     """ValueError where a name is unknown or its package is not installed; nothing is imported."""
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(f"--log.to {name}: no such tracker; it can be {', '.join(TRACKERS)}")
+            raise UserError("log.to", name, f"no such tracker; it can be {', '.join(TRACKERS)}")
         # A folder called wandb where the command is given counts as a package too, of no origin.
         if name in EXTRAS and ((spec := find_spec(name)) is None or spec.origin is None):
-            raise ValueError(f"--log.to {name}: {name} is not installed; pip install 'rmkit[{name}]'")
+            raise UserError("log.to", name, f"{name} is not installed; pip install 'rmkit[{name}]'")
 
 
 def open_mirrors(config: TrainConfig, folder: Path | None, step: int) -> list[GeneralTracker]:
@@ -94,7 +94,7 @@ def open_mirrors(config: TrainConfig, folder: Path | None, step: int) -> list[Ge
                 tracker = TRACKERS[name](config.exp_name or folder.name, folder, values, step)
                 tracker.start()
             except Exception as error:  # whatever its library raises, the user asked for it by this flag
-                raise ValueError(f"--log.to {name}: it does not start: {brief(error)}") from error
+                raise UserError("log.to", name, f"it does not start: {brief(error)}") from error
             started.callback(tracker.finish)
             mirrors.append(tracker)
         started.pop_all()

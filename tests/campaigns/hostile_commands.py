@@ -17,6 +17,7 @@ from campaigns.mutations import HOSTILE, rows_of
 from rmkit import evaluate, label, train
 from rmkit.config import TrainConfig
 from rmkit.data import demo
+from rmkit.evaluation.config import EvaluateConfig
 from rmkit.labelling.config import LabelConfig
 
 GOOD = {
@@ -86,7 +87,7 @@ def _fields(kind: type, prefix: str = "--") -> Iterator[str]:
 FLAGS = {
     "train": [flag for flag in _fields(TrainConfig) if flag != "--data.workers"],  # a process each
     "label": [*_fields(LabelConfig), "--reward-model-path", "--feedback-mode"],
-    "evaluate": list(_fields(evaluate.EvaluateConfig)),
+    "evaluate": list(_fields(EvaluateConfig)),
 }
 
 

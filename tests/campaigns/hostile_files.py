@@ -24,6 +24,7 @@ from campaigns.mutations import PAIRS, SAMPLES, as_json, name, rows_of, spoiled_
 from rmkit import evaluate, label, train
 from rmkit.config import DataConfig, TrainConfig
 from rmkit.data import cache, source
+from rmkit.evaluation.config import EvaluateConfig
 from rmkit.labelling.config import LabelConfig
 from rmkit.training.inputs import Memory
 
@@ -76,7 +77,7 @@ def _through(program: str, rng: random.Random, given: str, needle: str, accelera
             work = fence.run(lambda console: _prepared(config.resolved(), accelerator, console))
             status, words = fence.told(work)
     else:
-        config = evaluate.EvaluateConfig(model="m", data=(given,), out="out")
+        config = EvaluateConfig(model="m", data=(given,), out="out")
         with _scored(evaluate):
             status, words = fence.told(fence.run(lambda console: evaluate.evaluate(config.resolved(), console)))
     return f"{program} {fence.outcome(status, words, needle)}"

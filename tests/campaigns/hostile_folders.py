@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from campaigns import fence
 from campaigns.spoiled_folders import spoil
-from rmkit import evaluate, train
+from rmkit import train
 from rmkit.data import demo
+from rmkit.evaluation.config import EvaluateConfig
 from rmkit.scorer import load_scorer
 from rmkit.storage import checksums
 from support.oracle import TINY
@@ -70,8 +71,8 @@ def _loading(rng: random.Random, which: str, folder: Path, whole: Path) -> Calla
         flags = ["--cache-dir", "out", *_flags(whole), "--model.name", str(folder)]
         return lambda: _up_to_training(flags)
     if rng.random() < 0.1:
-        config = evaluate.EvaluateConfig(model="m", data=("d",), out="out/e", against=str(folder))
-        return fence.run(lambda console: evaluate.check(config) or 0)
+        config = EvaluateConfig(model="m", data=("d",), out="out/e", against=str(folder))
+        return fence.run(lambda console: config.check() or 0)
     return fence.run(lambda console: _loaded(str(folder), console.print))
 
 

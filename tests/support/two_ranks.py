@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from rmkit.config import ParallelConfig
-from rmkit.distributed.collectives import rank, together
+from rmkit.distributed.collectives import on_every_rank, rank
 from rmkit.distributed.sharding import distribute
 from rmkit.errors import AgreedError
 from rmkit.storage import checkpoint, export, training_state
@@ -100,6 +100,6 @@ def main(folder):
     dist.barrier()
     newest, held = newest_whole(folder / "fsdp", said.append)
     found["newest"] = newest.name == "step-3" and held["progress"]["step"] == 3 and len(said) == 1
-    everyone = together(lambda: found)
+    everyone = on_every_rank(lambda: found)
     if rank() == 0:
         (folder / "found.json").write_text(json.dumps(everyone))
