@@ -13,7 +13,8 @@ FLOORS = (
     {"storage"},
     {"scorer"},
     {"training", "labelling", "evaluation"},
-    {"train", "cli"},
+    {"cli"},
+    {"train"},
     {"api", "demo_model"},
     {"label", "evaluate"},
 )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rmkit.config import DEMO, DEMO_MODEL
 from rmkit.errors import UserError
-from rmkit.model.pretrained import load_config, saved_labels
+from rmkit.model.pretrained import load_config, saved_head
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
 
@@ -73,7 +73,7 @@ class EvaluateConfig:
         if self.against is not None:
             # The first model shows its faults when it is loaded, which is next; this one would hours later.
             try:
-                head = saved_labels(load_config(self.against), self.against)
+                head = saved_head(load_config(self.against), self.against)
             except UserError as error:
                 raise error.about("against") from error
             if head is None:
