@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmkit.batch.lengths import Counts, count, joined, measure
-from rmkit.batch.trie import common_prefix, pack, trie_tokens
+from rmkit.batch.trie import common_prefix, pack
+from support.oracle import trie_tokens
 
 LAYOUTS = ("trie", "packed", "padded")
 # So few tokens that prefixes, duplicates and sequences that begin with another one are common.

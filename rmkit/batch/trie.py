@@ -16,7 +16,6 @@ Letters: T tokens of the row, K keys over all segments, L segments, S sequences,
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -131,14 +130,6 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     differs = a[:n] != b[:n]
     first = int(differs.argmax()) if n else 0
     return first if n and differs[first] else n
-
-
-def trie_tokens(sequences: Sequence[np.ndarray]) -> int:
-    """Tokens that the trie of these sequences stores; sorting puts longest common prefixes side by side."""
-    distinct = {sort_key(s): s for s in sequences}
-    ordered = [distinct[key] for key in sorted(distinct)]
-    shared = sum(common_prefix(a, b) for a, b in pairwise(ordered))
-    return sum(map(len, ordered)) - shared
 
 
 @dataclass(frozen=True)
@@ -274,7 +265,8 @@ def pack(
     else:
         parts = _as_batch(_trie_row(sequences) if layout == "trie" else _packed_row(sequences))
     lengths = [len(s) for s in sequences]
-    compared = [*chosen, *rejected] if n else range(len(sequences))
+    # A rated response alone stands in for its other side, and is counted once.
+    compared = [*chosen, *(j for i, j in zip(chosen, rejected, strict=True) if i != j)] if n else range(len(sequences))
     return PackedBatch(
         **parts,
         flat_tokens=sum(lengths[i] for i in compared),
