@@ -238,7 +238,7 @@ def main() -> None:
             turns = conversations(prompt, response, arguments.prompts, arguments.k)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             ids = [np.array(x) for x in encode(tokenizer, [render(tokenizer, t) for t in turns])]
-            flat, trie = sum(map(len, ids)), pack([np.array(sequence) for sequence in ids]).tokens
+            flat, trie = sum(map(len, ids)), pack(ids).tokens
             tokens = {"completions": len(turns), "flat": flat, "trie": trie, "ratio": flat / trie}
             result = measure(paths, turns, arguments.rounds, console)
             summary(result)
