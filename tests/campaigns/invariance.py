@@ -3,14 +3,14 @@
     python tests/campaigns/invariance.py            # 6 minutes on two cores; writes bench/results/invariance.json
 
 Twenty steps of training in float32 for every way to run it: losses and global gradient norms must be those of one
-process to 1e-5 relative. Weights cannot be: Adam divides a gradient by its own size, so that round-off in a small one is a large
-part of a step, whichever processor adds it up. A step is at most lr long, so a weight differs by more than t of the way
-sum(lr) that it can go only where its gradient is less than u / t of the largest; u = 2^-23 is round-off of a unit in the
-last place of that one. Of N gradients spread evenly up to the largest, u / t are that small: for t = N u one weight is
-expected, for t = 100 u one in a hundred. The limits are these counts and what chance adds to them: more than 10 where a
-Poisson count of mean 1 is expected has probability 1e-8, and six standard deviations of a share of 1 / 100 of this
-model's 35,136 parameters are 0.32 %. Then data sets smaller than the number of ranks, and evaluation and labelling with
-1, 2 and 4 processes.
+process to 1e-5 relative. Weights cannot be: Adam divides a gradient by its own size, so that round-off in a small one
+is a large part of a step, whichever processor adds it up. A step is at most lr long, so a weight differs by more than t
+of the way sum(lr) that it can go only where its gradient is less than u / t of the largest; u = 2^-23 is round-off of a
+unit in the last place of that one. Of N gradients spread evenly up to the largest, u / t are that small: for t = N u
+one weight is expected, for t = 100 u one in a hundred. The limits are these counts and what chance adds to them: more
+than 10 where a Poisson count of mean 1 is expected has probability 1e-8, and six standard deviations of a share of 1 /
+100 of this model's 35,136 parameters are 0.32 %. Then data sets smaller than the number of ranks, and evaluation and
+labelling with 1, 2 and 4 processes.
 """
 
 import argparse
