@@ -219,7 +219,7 @@ def test_longrope_of_one_layer_type():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dropout_is_off_so_that_a_step_repeats(layout, tmp_path):
     folder = saved_causal(tmp_path, "phi3", attention_dropout=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
-    model = built(folder, layout=layout).train()
+    model = built(folder, layout=layout)
     sequences, pairs = random_pairs(np.random.default_rng(1), 2)
     first = run(model, sequences, pairs, layout)
     assert torch.equal(first[1], run(model, sequences, pairs, layout)[1])
@@ -231,9 +231,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(layout, tmp_path):
     sequences, pairs = random_pairs(np.random.default_rng(1), 3)
     found = {}
     for checkpointing in (False, True):
-        model = built(folder, layout=layout, gradient_checkpointing=checkpointing).train()
+        model = built(folder, layout=layout, gradient_checkpointing=checkpointing)
         assert model.classifier.is_gradient_checkpointing == checkpointing
+        calls = []
+        for layer in (0, -1):
+            attention = model.backbone.layers[layer].self_attn
+            attention.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
         loss, scores, _ = run(model, sequences, pairs, layout)
+        assert calls.count(0) == 1 + checkpointing, "as it is built, without a call of train()"
+        assert calls.count(-1) == 1, "the last layer holds little and is not recomputed"
         found[checkpointing] = {"loss": loss, "scores": scores, **gradients(model)}
     for name, value in found[False].items():
         assert value.abs().max() > 0 or name == "loss", name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from campaigns.invariance import LIMITS, compared
@@ -72,11 +73,31 @@ WAYS = {
 }
 
 
+def main_counting(file: Path, arguments: list[str]) -> int:
+    """Train, and write how often attention of layer 0 ran while gradients were asked for."""
+    calls = []
+
+    def count(module: torch.nn.Module, inputs: tuple) -> None:
+        if getattr(module, "layer_idx", None) == 0 and torch.is_grad_enabled():
+            calls.append(module)
+
+    hook = register_module_forward_pre_hook(count)
+    status = main(arguments)
+    hook.remove()
+    if os.environ["RANK"] == "0":
+        file.write_text(str(len(calls)))
+    return status
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_is_that_of_one_process(world, alone, tmp_path, way):
     count, strategy, *more = WAYS[way]
-    ranks.run(count, tmp_path / "said", main, flags(world, tmp_path, "--parallel.strategy", strategy, *more))
+    given = flags(world, tmp_path, "--parallel.strategy", strategy, *more)
+    ranks.run(count, tmp_path / "said", main_counting, tmp_path / "calls", given)
     assert_same_run(tmp_path, alone())
+    if "--batch.max-tokens" not in more:
+        again = 2 if "--model.gradient-checkpointing" in more else 1
+        assert int((tmp_path / "calls").read_text()) == again * STEPS
 
 
 @pytest.mark.parametrize(("pairs", "count", "strategy"), [(1, 2, "fsdp"), (3, 4, "ddp"), (3, 4, "fsdp")])

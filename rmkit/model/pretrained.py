@@ -109,7 +109,8 @@ def build_model(
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
-    return RewardModel(classifier, bf16=bf16, kernels=config.model.kernels)
+    # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
+    return RewardModel(classifier, bf16=bf16, kernels=config.model.kernels).train()
 
 
 def implementation(layout: str, architecture: PretrainedConfig) -> str:
