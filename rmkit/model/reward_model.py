@@ -62,7 +62,8 @@ class RewardModel(nn.Module):
         extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
         self._batch = batch
         try:
-            with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            # Each weight is read once in a forward: a cache of its bf16 copies would save nothing, and hold them all.
+            with torch.autocast(batch.input_ids.device.type, torch.bfloat16, self.bf16, cache_enabled=False):
                 ends = self.backbone(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,
