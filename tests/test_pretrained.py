@@ -246,6 +246,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(layout, tmp_path):
         torch.testing.assert_close(found[True][name], value, rtol=1e-6, atol=1e-7)
 
 
+def test_recomputation_keeps_no_state_of_random_generators(tmp_path, monkeypatch):
+    model = built(saved_causal(tmp_path), gradient_checkpointing=True)
+
+    def asked(*_):
+        raise AssertionError("the state of a generator was read")
+
+    monkeypatch.setattr(torch, "get_rng_state", asked)
+    run(model, *random_pairs(np.random.default_rng(1), 2), "trie")
+
+
 def test_the_vocabulary_grows_to_the_tokenizer_and_never_shrinks(tmp_path):
     folder = saved_causal(tmp_path)
     grown = built(folder, vocabulary=99)

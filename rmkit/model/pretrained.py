@@ -105,7 +105,8 @@ def build_model(
         say(f"{name} brings a head of {kept} label{'s' if kept > 1 else ''}; it is kept")
     classifier.config.problem_type = "regression"
     if config.model.gradient_checkpointing:
-        classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        # Nothing is random, so no generator's state has to be kept for each layer.
+        classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
