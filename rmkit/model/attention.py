@@ -130,7 +130,8 @@ def _varlen(
     softcap: float | None,
     kernels: Kernels,
 ) -> Tensor:
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # squeeze, not [0], whose gradient is a fresh tensor of zeros with a copy in it.
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if segments.kv_index is not None:
         if "copies" not in segments.made:
             segments.made["copies"] = kv_copies(segments.kv_index, k.shape[0])
