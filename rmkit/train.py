@@ -134,6 +134,7 @@ def gradients(run: Run, indices: np.ndarray) -> Tensor:
     accelerator, config = run.accelerator, run.config
     ranks = accelerator.num_processes
     totals = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
+    flat = computed = 0  # Python's: a copy to the device would wait for each microbatch
     mine = microbatches(run.train, indices, config, ranks, run.attention)[accelerator.process_index]
     for i, part in enumerate(mine):
         batch = build(run.train, part, config, run.tokenizer.pad_token_id).to(accelerator.device)
@@ -141,7 +142,10 @@ def gradients(run: Run, indices: np.ndarray) -> Tensor:
             # A sum over the global batch; DDP and FSDP2 average over the ranks, which the divisor undoes.
             loss, _, stats = run.wrapped(batch, config.loss.center, len(indices) / ranks)
             loss.backward()
-        totals += torch.cat([stats.double(), totals.new_tensor([batch.flat_tokens, batch.tokens])])
+        totals[:5].add_(stats)
+        flat, computed = flat + batch.flat_tokens, computed + batch.tokens
+    totals[5].add_(flat)
+    totals[6].add_(computed)
     return accelerator.reduce(totals, "sum")
 
 
