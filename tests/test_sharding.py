@@ -165,6 +165,24 @@ def test_bf16_gradients_are_reduced_in_float32(tmp_path):
             assert not torch.equal(reduced[name], reduced[name].bfloat16().float()), name
 
 
+def held_twice(file: Path) -> None:
+    """Whether DDP keeps gradients beside its buckets, or sends buffers around."""
+    accelerator = start()
+    wrapped = distribute(reward_model(tiny_classifier("llama"), "trie"), ParallelConfig(strategy="ddp"), accelerator)
+    for _ in range(2):  # the first step orders the buckets anew
+        gradients(wrapped, int(os.environ["RANK"]))
+    if accelerator.is_main_process:
+        parameters = list(wrapped.parameters())
+        storages = {p.grad.untyped_storage().data_ptr() for p in parameters}
+        file.write_text(f"{len(storages)} for {len(parameters)}, {wrapped.broadcast_buffers}")
+
+
+def test_ddp_holds_gradients_once_and_sends_no_buffers(tmp_path):
+    file = tmp_path / "said.txt"
+    ranks.run(2, tmp_path / "said", held_twice, file)
+    assert file.read_text() == "1 for 39, False"
+
+
 def test_auto_is_fsdp_where_it_is_asked_for():
     assert strategy_on("cuda", ParallelConfig()) == "fsdp"
     assert strategy_on("cpu", ParallelConfig()) == "ddp"

@@ -37,7 +37,10 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
     if accelerator.num_processes == 1 and config.replicate <= 1 and not config.cpu_offload:
         return model.to(device)
     if strategy_on(device.type, config) == "ddp":
-        return accelerator.prepare(model.to(device))
+        wrapped = accelerator.prepare(model.to(device))
+        # Ours (rotary frequencies) never change. (As an attribute: the argument has another name in each torch.)
+        wrapped.broadcast_buffers = False
+        return wrapped
     # Straight from the CPU: a layer is moved when it is sharded, so no device ever holds the whole model.
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     shard = functools.partial(
