@@ -33,7 +33,7 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
     the layers are gathered in it, as autocast would round them, and their gradients are reduced in float32; the root,
     and with it the residual stream and the score, is gathered in float32.
     """
-    device = accelerator.device
+    device = model.compute_device = accelerator.device
     if accelerator.num_processes == 1 and config.replicate <= 1 and not config.cpu_offload:
         return model.to(device)
     if strategy_on(device.type, config) == "ddp":

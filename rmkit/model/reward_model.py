@@ -27,6 +27,8 @@ class RewardModel(nn.Module):
         self.classifier = classifier
         self.bf16 = bf16
         self.kernels = kernels
+        self.compute_device: torch.device | None = None
+        """Where its forward runs, if the parameters are kept elsewhere (offloaded)"""
         self._batch: PackedBatch | None = None
         """What our forward runs; None in transformers' own forward, which scores every token: the hooks sleep then"""
         self._last_input: Tensor | None = None
@@ -49,7 +51,8 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.classifier.device
+        """Where batches have to be: the parameters' own, unless they are offloaded."""
+        return self.compute_device or self.classifier.device
 
     def forward(
         self, batch: PackedBatch, center: float = 0.0, normalizer: float = 1.0
