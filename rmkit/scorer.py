@@ -16,6 +16,7 @@ from rmkit.batch.planner import split
 from rmkit.batch.trie import Layout, pack
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data.tokenizer import load_tokenizer
+from rmkit.distributed.sharding import placed
 from rmkit.model.pretrained import build_model, check_length, load_config, saved_labels
 from rmkit.model.reward_model import RewardModel
 from rmkit.runtime import keep_freed
@@ -111,7 +112,7 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
     config = TrainConfig(
         model=ModelConfig(name=name, precision=precision), batch=BatchConfig(layout=layout, max_tokens=budget)
     )
-    model = build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say).to(device).eval()
+    model = placed(build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say), device).eval()
     checked = verify(model, tokenizer, Path(name))
     say(checked or f"{name} has no rmkit.json: its own chat template is used, and the last token of the text is scored")
     if model.bf16:

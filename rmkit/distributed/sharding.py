@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from rmkit.config import ParallelConfig
 from rmkit.model.reward_model import RewardModel
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def strategy_on(device: str, config: ParallelConfig) -> str:
@@ -35,9 +37,9 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
     """
     device = model.compute_device = accelerator.device
     if accelerator.num_processes == 1 and config.replicate <= 1 and not config.cpu_offload:
-        return model.to(device)
+        return placed(model, device)
     if strategy_on(device.type, config) == "ddp":
-        wrapped = accelerator.prepare(model.to(device))
+        wrapped = accelerator.prepare(placed(model, device))
         # Ours (rotary frequencies) never change. (As an attribute: the argument has another name in each torch.)
         wrapped.broadcast_buffers = False
         return wrapped
@@ -52,9 +54,18 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
         in_layers = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    for layer in model.backbone.layers:
-        shard(layer, mp_policy=in_layers)
+    layers = model.backbone.layers
+    for layer in layers:
+        shard(placed(layer, device), mp_policy=in_layers)
+    for part in (*model.classifier.children(), *model.backbone.children()):
+        if part is not model.backbone and part is not layers:
+            placed(part, device)
     return shard(model)
+
+
+def placed(module: Module, device: torch.device) -> Module:
+    """Move a module and make it float32 there: 16-bit weights of a checkpoint are never widened on a GPU's host."""
+    return module.to(device).float()
 
 
 def _mesh(device: str, replicate: int, ranks: int) -> DeviceMesh:
