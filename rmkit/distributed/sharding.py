@@ -32,8 +32,10 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
 
     accelerate switches FSDP on for GPUs only, so `fully_shard` is called here: each decoder layer, then the root, which
     owns embedding, final norm and head and gathers them when its forward is called. The shards are float32. Under bf16
-    the layers are gathered in it, as autocast would round them, and their gradients are reduced in float32; the root,
-    and with it the residual stream and the score, is gathered in float32.
+    the layers are gathered in it, as autocast would round their matrices, and their gradients are reduced in float32.
+    That rounds the weights of their norms too, which autocast leaves in float32: scores of one process and of several
+    differ by as much as bf16 itself errs. The root, and with it the residual stream and the score, is gathered in
+    float32.
     """
     device = model.compute_device = accelerator.device
     if accelerator.num_processes == 1 and config.replicate <= 1 and not config.cpu_offload:
