@@ -36,7 +36,7 @@ KERNELS = {
     "score": (LOSS._score_kernel, {"BLOCK_H": LOSS.BLOCK_H}, 4),
     "loss": (LOSS._loss_kernel, {"BLOCK_N": LOSS.BLOCK_N}, 4),
     "loss backward": (LOSS._grad_scores_kernel, {"BLOCK_S": LOSS.BACKWARD_S, "BLOCK_N": LOSS.BACKWARD_N}, 4),
-    "score backward": (LOSS._grad_kernel, {"C": 1, "BLOCK_S": LOSS.WEIGHT_S, "BLOCK_H": LOSS.WEIGHT_H}, 4),
+    "score backward": (LOSS._grad_kernel, {"BLOCK_S": LOSS.WEIGHT_S, "BLOCK_H": LOSS.WEIGHT_H}, 4),
 }
 """Each with its constants and warps, as the files that launch them give them"""
 
