@@ -103,39 +103,13 @@ def tokenise(
     """
     if len(preferences) == 0:
         raise ValueError("no pair is left of 0: the data holds none")
-    settings = [
-        *(Path(file).read_text() for file in (__file__, contract.__file__)),
-        tokenizer.backend_tokenizer.to_str(),
-        tokenizer.chat_template,
-        tokenizer.special_tokens_map,
-    ]
-    settings += [max_length, data.overlong, preferences._fingerprint]
-    fingerprint = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest()
-    cores = os.cpu_count() or 1
-    most = WORKERS_A_CORE * cores
-    if data.workers > most:
-        say(f"--data.workers {data.workers}: {most} start, {WORKERS_A_CORE} for each core of this machine")
-    # A process is worth its start from some thousand rows on.
-    workers = min(data.workers, most) or min(len(preferences) // 4000, cores)
-    table = preferences.map(
-        _tokenise_rows,
-        batched=True,
-        batch_size=200,
-        remove_columns=["prompt", "chosen", "rejected"],
-        features=_features(preferences),
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong},
-        num_proc=workers if workers > 1 else None,
-        new_fingerprint=fingerprint,
-        desc="tokenising",
-    )
-    columns = table.data
-    reason = columns.column("reason").to_numpy()
+    table = _table(preferences, tokenizer, data, max_length, _workers(len(preferences), data.workers, say))
+    reason = table.data.column("reason").to_numpy()
     if (stop := np.flatnonzero(reason == STOP)).size:
         row = table[int(stop[0])]
         longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        found = f"{longest} tokens, more than the limit of {max_length}"
         ways = f"raise {flag('data.max_length')}, or let {flag('data.overlong')} drop or cut it"
-        raise UserError("", row["source"], f"{found}; {ways}")
+        raise UserError("", row["source"], f"{longest} tokens, more than the limit of {max_length}; {ways}")
     dropped = {}
     for code, count in zip(*np.unique(reason, return_counts=True), strict=True):
         if code != KEPT:
@@ -146,6 +120,54 @@ def tokenise(
     if len(rows) == 0:
         ways = f"raise {flag('data.max_length')}", f"set {flag('data.overlong')} keep-end"
         raise UserError("", None, f"no pair is left of {len(reason)}", *ways)
+    return _kept(table, rows, dropped, objectives, say)
+
+
+def _workers(pairs: int, asked: int, say: Callable[[str], None]) -> int:
+    """How many processes tokenise; one is worth its start from some thousand rows on."""
+    cores = os.cpu_count() or 1
+    most = WORKERS_A_CORE * cores
+    if asked > most:
+        say(f"--data.workers {asked}: {most} start, {WORKERS_A_CORE} for each core of this machine")
+    return min(asked, most) or min(pairs // 4000, cores)
+
+
+def _table(
+    preferences: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataConfig, max_length: int, workers: int
+) -> Dataset:
+    """The tokens of both sides and a reason for each preference, from the cache where this has been done before."""
+    settings = [
+        # Code of the rendering and of the tokenising: a change of either must not be served tokens of the other's past.
+        *(Path(file).read_text() for file in (__file__, contract.__file__)),
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        max_length,
+        data.overlong,
+        preferences._fingerprint,
+    ]
+    return preferences.map(
+        _tokenise_rows,
+        batched=True,
+        batch_size=200,
+        remove_columns=["prompt", "chosen", "rejected"],
+        features=_features(preferences),
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong},
+        num_proc=workers if workers > 1 else None,
+        new_fingerprint=hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest(),
+        desc="tokenising",
+    )
+
+
+def _kept(
+    table: Dataset,
+    rows: np.ndarray,
+    dropped: dict[str, int],
+    objectives: SequenceOf[str],
+    say: Callable[[str], None],
+) -> TokenisedPairs:
+    """The preferences in `rows` of the table."""
+    columns = table.data
     sides = [TokenColumn(table, name, rows) for name in ("chosen_ids", "rejected_ids")]
     group = np.unique(columns.column("group").to_numpy()[rows], return_inverse=True)[1]
     length = np.stack([side.lengths for side in sides], 1)
