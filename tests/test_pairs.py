@@ -421,3 +421,24 @@ def test_tokenizer_files_that_hold_something_else_are_a_sentence(tmp_path, file,
     (tmp_path / file).write_text(json.dumps({**values, **change}))
     with pytest.raises(ValueError, match=r"^--model.name .*: no tokenizer could be loaded there"):
         load_tokenizer(str(tmp_path), print)
+
+
+@pytest.mark.parametrize("module", [batch_pairs, tokenizer])
+def test_a_change_of_either_half_of_the_code_serves_no_stale_tokens(module, monkeypatch, tmp_path):
+    """The rendering stands in data/tokenizer, the tokenising in batch/pairs."""
+    table(pair("a", "b", "c")).save_to_disk(tmp_path / "rows")  # what is in memory alone is not cached
+    rows, rendered, real = datasets.load_from_disk(tmp_path / "rows"), [], batch_pairs.render
+
+    def counted(tokenizer, messages):
+        rendered.append(1)
+        return real(tokenizer, messages)
+
+    monkeypatch.setattr(batch_pairs, "render", counted)
+    tokenised(rows)
+    changed = tmp_path / "changed.py"
+    changed.write_text("# another version\n")
+    monkeypatch.setattr(module, "__file__", str(changed))
+    tokenised(rows)
+    assert len(rendered) == 4
+    tokenised(rows)
+    assert len(rendered) == 4

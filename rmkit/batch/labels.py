@@ -26,7 +26,7 @@ class PairLabels:
 
     def tensors(self, indices: np.ndarray) -> "PairLabels":
         """The labels of some pairs, as float32 tensors."""
-        return self._each(lambda column: torch.from_numpy(column[indices].astype(np.float32)))
+        return self._each(lambda column: torch.from_numpy(column[indices]).float())
 
     def to(self, device: torch.device) -> "PairLabels":
         return self._each(lambda column: column.to(device, non_blocking=True))
