@@ -64,7 +64,7 @@ def tokenised(file: SampleFile, number: int, positions: np.ndarray, scorer: Scor
 
 
 def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
-    """The line of a chunk for the spool. ValueError where a score is no number, with the sample that has it."""
+    """The line of a chunk in the score file. ValueError where a score is no number, with the sample that has it."""
     lengths = np.array([len(sequence) for sequence in chunk.sequences])
     fits = np.flatnonzero((lengths > 0) & (lengths <= scorer.max_length))
     found = scorer.score_tokens([chunk.sequences[i] for i in fits], chunk.group[fits])

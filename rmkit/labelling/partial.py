@@ -19,7 +19,7 @@ import numpy as np
 from rmkit.storage.atomic import written_file
 
 
-class Spool:
+class PartialScores:
     """The partial folder of one output file."""
 
     def __init__(self, output: Path) -> None:
