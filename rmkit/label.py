@@ -38,7 +38,7 @@ from rmkit.terminal import Terminal
 
 @contextlib.contextmanager
 def kept(partial: PartialScores) -> Iterator[None]:
-    """Errors within the block are told with the word that the scores are kept."""
+    """Add to an error within the block that the scores are kept and --resume goes on from them."""
     advice = f"what was scored is kept in {partial.folder}: go on with --resume"
     try:
         yield
@@ -49,9 +49,9 @@ def kept(partial: PartialScores) -> Iterator[None]:
 
 
 def score_all(file: SampleFile, scorer: Scorer, partial: PartialScores, terminal: Terminal) -> tuple[int, float]:
-    """Score this rank's share into `partial`; the signal that stopped it or 0, and completions/s of all ranks.
+    """Score this rank's chunks into `partial`; the signal that stopped it, or 0, and the completions/s of all ranks.
 
-    No rank waits for another one here, so none can hang however the chunks fall.
+    No rank waits for another here, so none can hang, however many chunks each has.
     """
     order, starts = by_prompt(file.index["group"])
     bounds = chunk_bounds(starts)
@@ -130,9 +130,9 @@ def label_into(partial: PartialScores, config: LabelConfig, device: torch.device
 
 
 def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores, terminal: Terminal) -> int:
-    """Score what is not scored yet, all ranks together; then the first one writes FEEDBACK. The exit status.
+    """Score what is not scored yet, on all ranks; then the first one writes FEEDBACK. The exit status.
 
-    A rank that a signal stops waits for no other: who stops it may have ended them.
+    A rank that a signal stops does not wait for the others: they may have been ended too.
     """
     began, failed = time.perf_counter(), None
     stopped, rate = 0, 0.0
@@ -167,7 +167,7 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
 
 
 def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None]) -> None:
-    """Find every sample of the input, and whatever is wrong with it, before anything is scored."""
+    """Check and index every sample of the input, before anything is scored."""
     file = partial.folder / "index.json"
     if not file.is_file():
         copy = partial.folder / "input"
@@ -191,11 +191,11 @@ def report(
     seconds: float,
 ) -> None:
     """The closing table, and the command to run next."""
-    found = scores[~np.isnan(scores)]
-    rows = [("completions", f"{len(scores):,}"), ("scored", f"{len(found):,}")]
-    if len(found):
-        rows.append(("reward, mean", f"{found.mean(dtype=np.float64):.4f}"))
-        rows.append(("reward, spread", f"{found.std(dtype=np.float64):.4f}"))
+    scored_only = scores[~np.isnan(scores)]
+    rows = [("completions", f"{len(scores):,}"), ("scored", f"{len(scored_only):,}")]
+    if len(scored_only):
+        rows.append(("reward, mean", f"{scored_only.mean(dtype=np.float64):.4f}"))
+        rows.append(("reward, spread", f"{scored_only.std(dtype=np.float64):.4f}"))
     rows += [(reason, f"{count:,}") for reason, count in missed.items()]
     if config.feedback == "binary":
         rows.append(("threshold", f"{fb.bar(fb.number_of(config.threshold, 'binary'), scores):.6g}"))
