@@ -42,7 +42,7 @@ class Segments:
     lengths: tuple[tuple[int, int], ...]
     """(queries, keys) of each segment, as Python ints: no device is asked for them"""
     made: dict = field(default_factory=dict, compare=False)
-    """What the attention makes of these segments once for all layers: masks, the inverse of kv_index"""
+    """Cache of what attention derives from these segments, once for all layers: masks, the inverse of kv_index"""
 
     @property
     def max_seqlen_q(self) -> int:
@@ -54,17 +54,17 @@ class Segments:
 
     def mask(self, n: int, m: int, window: int | None, device: torch.device) -> Tensor:
         """Bool [n, m]: the last n of m positions see the keys up to themselves, at most `window` of them."""
-        found = self.made.get((n, m, window))
-        if found is None:
+        mask = self.made.get((n, m, window))
+        if mask is None:
             distance = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
-            found = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-            self.made[n, m, window] = found
-        return found
+            mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+            self.made[n, m, window] = mask
+        return mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """The E distinct end tokens: all that the last layer has to compute."""
+    """The E distinct end tokens, the only rows that the last layer computes."""
 
     rows: Tensor
     """int64 [E]: where they stand in the row; no row twice"""
@@ -95,7 +95,7 @@ class PackedBatch:
     rejected: Tensor
     """int64 [N]"""
     labels: PairLabels
-    """Of the N preferences, as tensors"""
+    """Labels of the N preferences, as tensors"""
 
     @property
     def tokens(self) -> int:
