@@ -40,7 +40,7 @@ class UserError(ValueError):
         subject = " ".join(str(part) for part in (_name(self.field, flags), self.value) if part not in ("", None))
         ways = [way for way in self.ways if all(flags.get(name, "") is not None for name in _MARK.findall(way))]
         text = "; ".join([self.hint, " or ".join(ways)] if ways else [self.hint])
-        return where + (f"{subject}: " if subject else "") + _MARK.sub(lambda found: _name(found[1], flags), text)
+        return where + (f"{subject}: " if subject else "") + _MARK.sub(lambda mark: _name(mark[1], flags), text)
 
     def __str__(self) -> str:
         return self.told({})

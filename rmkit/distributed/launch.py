@@ -15,8 +15,8 @@ from rmkit.distributed.collectives import ranks
 from rmkit.distributed.sharding import strategy_on
 
 TIMEOUT = timedelta(minutes=30)
-"""After which a process that waits in a step gives up: longer than the slowest save or evaluation of the others. One
-that dies is noticed at once: by the launcher, and on CPUs by its closed connection."""
+"""How long a process waits in a step for the others: longer than their slowest save or evaluation. One that dies is
+noticed at once: by the launcher, and on CPUs by its closed connection."""
 
 ROLL_CALL = 5.0
 """Seconds for which the processes that have lost one wait for each other's answer."""
