@@ -109,7 +109,7 @@ def drawn(groups: dict[str, list[list]], pairs: int) -> Lengths:
     place = np.array([p for _, group in each for p in group[0]], np.int32)
     length, prefix = (np.array([n for _, group in each for n in group[k]], np.int32) for k in (1, 2))
     room = pairs + int(sizes.max())
-    drawn = Lengths(
+    filled = Lengths(
         group=np.empty(room, np.int64),
         place=np.empty((room, 2), np.int32),
         length=np.empty(2 * room, np.int32),
@@ -124,16 +124,16 @@ def drawn(groups: dict[str, list[list]], pairs: int) -> Lengths:
         at = np.repeat(starts[pick], of) + np.arange(of.sum()) - first
         both = (2 * at[:, None] + np.arange(2)).ravel()
         end = made + len(at)
-        drawn.group[made:end] = np.repeat(np.arange(number, number + len(pick)), of)
-        drawn.place[made:end] = place[at] + 2 * (made + first)[:, None]
-        drawn.length[2 * made : 2 * end] = length[both]
-        drawn.prefix[2 * made : 2 * end] = prefix[both]
+        filled.group[made:end] = np.repeat(np.arange(number, number + len(pick)), of)
+        filled.place[made:end] = place[at] + 2 * (made + first)[:, None]
+        filled.length[2 * made : 2 * end] = length[both]
+        filled.prefix[2 * made : 2 * end] = prefix[both]
         made, number = end, number + len(pick)
     return Lengths(
-        group=drawn.group[:made],
-        place=drawn.place[:made],
-        length=drawn.length[: 2 * made],
-        prefix=drawn.prefix[: 2 * made],
+        group=filled.group[:made],
+        place=filled.place[:made],
+        length=filled.length[: 2 * made],
+        prefix=filled.prefix[: 2 * made],
     )
 
 
