@@ -64,7 +64,7 @@ class Segments:
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """The E distinct end tokens, the only rows that the last layer computes."""
+    """The E distinct end tokens, the only rows whose output the last layer computes."""
 
     rows: Tensor
     """int64 [E]: where they stand in the row; no row twice"""

@@ -63,7 +63,7 @@ def bt(chosen: Tensor, rejected: Tensor, labels: PairLabels, config: LossConfig)
 
 
 def hinge(chosen: Tensor, rejected: Tensor, labels: PairLabels, config: LossConfig) -> Tensor:
-    """max(0, 1 - d), the ranking SVM of Joachims 2002: a pair with d >= 1 has no gradient."""
+    """max(0, 1 - d), the ranking SVM of Joachims 2002: no penalty where d >= 1."""
     return _by_difference(lambda d: F.relu(1.0 - d), chosen, rejected, labels, config)
 
 
