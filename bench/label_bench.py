@@ -37,7 +37,7 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rmkit.batch.trie import trie_tokens
+from rmkit.batch.trie import pack
 from rmkit.data.tokenizer import encode, render
 from rmkit.runtime import environment
 from rmkit.scorer import load_scorer
@@ -238,7 +238,7 @@ def main() -> None:
             turns = conversations(prompt, response, arguments.prompts, arguments.k)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             ids = [np.array(x) for x in encode(tokenizer, [render(tokenizer, t) for t in turns])]
-            flat, trie = sum(map(len, ids)), trie_tokens(ids)
+            flat, trie = sum(map(len, ids)), pack(ids).tokens
             tokens = {"completions": len(turns), "flat": flat, "trie": trie, "ratio": flat / trie}
             result = measure(paths, turns, arguments.rounds, console)
             summary(result)

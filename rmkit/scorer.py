@@ -18,6 +18,7 @@ from rmkit.batch.trie import Layout
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data.fields import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
+from rmkit.distributed.sharding import placed
 from rmkit.errors import UserError, flag
 from rmkit.model.pretrained import build_model, check_length, load_config, saved_head
 from rmkit.model.reward_model import RewardModel
@@ -180,7 +181,7 @@ def load_scorer(
     config = TrainConfig(
         model=ModelConfig(name=name, precision=precision), batch=BatchConfig(layout=layout, max_tokens=budget)
     )
-    model = build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say).to(device).eval()
+    model = placed(build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say), device).eval()
     checked = verify(model, tokenizer, Path(name))
     say(checked or f"{name} has no rmkit.json: its own chat template is used, and the last token of the text is scored")
     if model.bf16:

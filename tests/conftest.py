@@ -1,4 +1,4 @@
-"""What every test relies on: no network, and Triton's interpreter where there is no GPU."""
+"""What every test relies on: no network, no GPU unless -m gpu asks for one, and Triton's interpreter without one."""
 
 import os
 
@@ -8,9 +8,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
-# Read when a kernel is decorated, so before any test imports rmkit_kernels.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+
+def wants_gpu(markers: str) -> bool:
+    """Whether -m selects tests that need a GPU. The others compare bit for bit, or put two ranks on one device."""
+    return "gpu" in markers.replace("not gpu", "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not wants_gpu(config.getoption("markexpr")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for a device; processes of tests inherit it
+    # Read when a kernel is decorated, so before any test imports rmkit_kernels.
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

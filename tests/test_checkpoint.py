@@ -322,3 +322,13 @@ def test_rotation_never_deletes_what_was_just_written(tmp_path):
     flip_a_byte(tmp_path / "checkpoints" / "step-20" / "model.safetensors")
     saved_steps(tmp_path, [10], keep=1, best=5)
     assert newest_whole(tmp_path, lambda text: None)[0].name == "step-10"
+
+
+def test_the_thread_that_writes_is_on_the_device_of_its_rank(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda n: seen.append((threading.current_thread().name, n)))
+    model, optimizer = trained()
+    save(tmp_path, Progress(step=3), model, TOKENIZER, optimizer)
+    assert seen == [("checkpoint_0", 3)]

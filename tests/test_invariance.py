@@ -1,4 +1,4 @@
-"""The campaign as a test; what is quick of it stands in test_parallel.py and test_train.py."""
+"""The campaign as a test; what is quick of it stands in test_sharding.py and test_train.py."""
 
 import pytest
 

@@ -13,7 +13,7 @@ import pytest
 from rmkit.config import ModelConfig, ParallelConfig, TrainConfig
 from rmkit.distributed import launch
 from rmkit.train import main
-from support.ranks import started
+from support.ranks import run, started
 from support.victim import make_world, poison
 
 MINUTE = 60.0
@@ -122,6 +122,26 @@ def test_accelerate_launch_with_a_configuration_that_asks_for_other_engines(worl
     assert main(flags(world, tmp_path / "alone", "--optim.max-steps", "2", "--parallel.strategy", "auto")) == 0
     alone = [json.loads(line) for line in (tmp_path / "alone" / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [s["loss/train"] for s in steps] == pytest.approx([s["loss/train"] for s in alone], rel=1e-5)
+
+
+def allocator(file: Path, given: dict[str, str]) -> None:
+    os.environ.update(given)
+    launch.start()
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    file.write_text(json.dumps([os.environ.get(name) for name in names]))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, ["expandable_segments:True", None]),
+        ({"PYTORCH_ALLOC_CONF": "x"}, ["x", None]),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "x"}, [None, "x"]),
+    ],
+)
+def test_the_allocator_is_told_to_grow_its_segments_unless_the_user_says_otherwise(tmp_path, given, found):
+    run(1, tmp_path / "said", allocator, tmp_path / "found", given)
+    assert json.loads((tmp_path / "found").read_text()) == found
 
 
 def overruled(monkeypatch, config: TrainConfig, **environment: str) -> str:

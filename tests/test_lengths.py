@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmkit.batch.lengths import Counts, count, joined, measure
-from rmkit.batch.trie import common_prefix, pack, trie_tokens
+from rmkit.batch.trie import common_prefix, pack
+from support.oracle import trie_tokens
 
 LAYOUTS = ("trie", "packed", "padded")
 # So few tokens that prefixes, duplicates and sequences that begin with another one are common.
@@ -47,6 +48,7 @@ def test_the_trie_of_any_part_of_a_group_is_counted_from_lengths_alone(drawn, ra
         assert counts.tokens[p] == len(stored) == trie_tokens(sequences) == pack(sequences).tokens
         assert counts.keys[p] == sum(map(len, stored))
         assert counts.sequences[p] == len(sequences)
+        assert counts.ends[p] == len({tuple(s) for s in sequences}) == len(pack(sequences).ends.rows)
         assert counts.longest[p] == max(map(len, sequences))
     everything = [pack(in_part(columns, items.tolist()), layout="trie").tokens]
     assert joined(counts, np.zeros_like(counts.tokens), 1, "trie").tokens >= everything
@@ -67,6 +69,7 @@ def test_other_layouts_are_counted_exactly_in_parts_and_in_batches_of_parts(draw
             computed = [max(map(len, sequences)) if layout == "padded" else len(s) for s in sequences]
             assert found.tokens[p] == sum(computed) == pack(sequences, layout=layout).tokens
             assert found.keys[p] == sum(n * (n + 1) // 2 for n in computed)
+            assert found.ends[p] == (0 if layout == "padded" else len(sequences))
     assert batches.tokens[2] == batches.keys[2] == 0
 
 

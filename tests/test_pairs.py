@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from rmkit.batch import pairs as batch_pairs
 from rmkit.batch.lengths import count
 from rmkit.batch.pairs import TokenColumn, tokenise
-from rmkit.batch.trie import trie_tokens
 from rmkit.config import DataConfig
 from rmkit.data import demo, tokenizer
 from rmkit.data.cache import features
 from rmkit.data.tokenizer import DEFAULT_TEMPLATE, encode, load_tokenizer, prepare, render
+from support.oracle import trie_tokens
 
 TURNS = [
     {"role": "user", "content": "a b"},

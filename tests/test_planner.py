@@ -204,6 +204,28 @@ def test_split(batch, ranks, max_tokens, layout, pair_cost):
             assert any(set(of_group) <= set(part) for part in microbatches)
 
 
+@settings(max_examples=200, deadline=None)
+@given(global_batches(), st.integers(1, 3), st.integers(2, 12), st.sampled_from(("trie", "packed", "padded")))
+def test_segments_of_a_microbatch_are_bounded_and_a_plan_that_keeps_the_bound_is_as_it_was(batch, ranks, most, layout):
+    """Flash attention's backward needs scratch for each segment, whatever its tokens."""
+    group, columns, items = batch
+    lengths = measure(columns, np.array([[len(s) for s in column] for column in columns]).T, group)
+
+    def segments(part):
+        packed = pack([column[i] for column in columns for i in part], layout=layout)
+        return 0 if packed.ends is None else max(len(packed.ends.rows), len(packed.segments.lengths))
+
+    free = split_of(lengths, items, layout=layout, ranks=ranks, max_tokens=60)
+    with mock.patch.object(planner, "SEGMENTS", most):
+        bounded = split_of(lengths, items, layout=layout, ranks=ranks, max_tokens=60)
+    parts = [part for of_rank in bounded for part in of_rank]
+    assert sorted(i for part in parts for i in part) == sorted(items.tolist())
+    assert all(segments(part) <= most for part in parts if part)
+    # Microbatches of several groups are counted as if none shared anything, so that the sum decides.
+    if all(2 * len(part) <= most for of_rank in free for part in of_rank):
+        assert bounded == free
+
+
 def test_split_gives_ranks_without_a_pair_an_empty_microbatch():
     assert sorted(split_of(plain([1]), ranks=3)) == [[[]], [[]], [[0]]]
     assert split_of(plain([1]), np.empty(0, np.int64), ranks=2) == [[[]], [[]]]

@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data import demo
+from rmkit.distributed.sharding import placed
+from rmkit.model import pretrained
 from rmkit.model.pretrained import build_model, check_family, check_length, implementation, load_config
+from support import ranks
 from support.oracle import (
     FAMILIES,
     TINY,
@@ -218,10 +224,18 @@ def test_longrope_of_one_layer_type():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dropout_is_off_so_that_a_step_repeats(layout, tmp_path):
     folder = saved_causal(tmp_path, "phi3", attention_dropout=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
-    model = built(folder, layout=layout).train()
+    model = built(folder, layout=layout)
     sequences, pairs = random_pairs(np.random.default_rng(1), 2)
     first = run(model, sequences, pairs, layout)
     assert torch.equal(first[1], run(model, sequences, pairs, layout)[1])
+
+
+def attention_calls(model) -> Counter:
+    """How often each layer's attention runs from now on."""
+    calls = Counter()
+    for i, layer in enumerate(model.backbone.layers):
+        layer.self_attn.register_forward_hook(lambda *_, i=i: calls.update([i]))
+    return calls
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -230,13 +244,90 @@ def test_gradient_checkpointing_gives_the_same_gradients(layout, tmp_path):
     sequences, pairs = random_pairs(np.random.default_rng(1), 3)
     found = {}
     for checkpointing in (False, True):
-        model = built(folder, layout=layout, gradient_checkpointing=checkpointing).train()
+        model = built(folder, layout=layout, gradient_checkpointing=checkpointing)
         assert model.classifier.is_gradient_checkpointing == checkpointing
+        calls = attention_calls(model)
         loss, scores, _ = run(model, sequences, pairs, layout)
+        # As it is built, without a call of train(). The last layer holds little and is not recomputed.
+        assert calls == {0: 1 + checkpointing, 1: 1 + checkpointing, 2: 1 + checkpointing, 3: 1}
         found[checkpointing] = {"loss": loss, "scores": scores, **gradients(model)}
     for name, value in found[False].items():
         assert value.abs().max() > 0 or name == "loss", name
         torch.testing.assert_close(found[True][name], value, rtol=1e-6, atol=1e-7)
+
+
+def in_dtype(folder, kind, family, dtype, **extra):
+    """A checkpoint of 16-bit weights, as makers save it."""
+    config = AutoConfig.for_model(family, **{**TINY, **FAMILIES[family], "pad_token_id": None, **extra})
+    torch.manual_seed(1)
+    kind.from_config(config).to(dtype).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("vocabulary", [97, 99])
+def test_16_bit_weights_stay_so_until_they_are_placed_and_are_then_what_float32_loads(
+    family, kind, dtype, vocabulary, tmp_path, monkeypatch
+):
+    folder = in_dtype(tmp_path, kind, family, dtype)
+    model = built(folder, vocabulary=vocabulary)
+    assert {p.dtype for p in model.backbone.layers.parameters()} == {dtype}
+    found = placed(model, torch.device("cpu"))
+    monkeypatch.setattr(pretrained, "_stored_dtype", lambda name: torch.float32)
+    wanted = built(folder, vocabulary=vocabulary)
+    assert found.config.to_dict() == wanted.config.to_dict()
+    for each in ("named_parameters", "named_buffers"):
+        a, b = (dict(getattr(m, each)()) for m in (found, wanted))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dtype == b[name].dtype, name
+            assert torch.equal(a[name], b[name]), name
+
+
+def test_weights_of_several_dtypes_are_loaded_as_float32(tmp_path):
+    folder = in_dtype(tmp_path, AutoModelForCausalLM, "llama", torch.bfloat16)
+    file = folder / "model.safetensors"
+    mixed = {name: t.float() if "norm" in name else t for name, t in load_file(file).items()}
+    mixed["model.norm.weight"] += 1e-4  # what bf16 would round away
+    save_file(mixed, file, {"format": "pt"})
+    held = built(folder).classifier.state_dict()
+    assert {t.dtype for t in held.values()} == {torch.float32}
+    assert torch.equal(held["model.norm.weight"], mixed["model.norm.weight"])
+
+
+def host_memory(small: Path, folder: Path, told: Path) -> None:
+    """Megabytes that building a model takes of this process's own memory: pages that no file backs."""
+
+    def own() -> float:
+        return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
+
+    built(small)  # what libraries take once
+    before = own()
+    model = built(folder)
+    (told / os.environ["RANK"]).write_text(f"{own() - before} {next(model.parameters()).dtype}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from Linux's /proc")
+def test_all_ranks_together_hold_little_more_than_one_copy_of_16_bit_weights(tmp_path):
+    small = in_dtype(tmp_path / "small", AutoModelForCausalLM, "llama", torch.bfloat16)
+    size = {"vocab_size": 20_000, "hidden_size": 2048, "intermediate_size": 2048}
+    folder = in_dtype(tmp_path / "m", AutoModelForCausalLM, "llama", torch.bfloat16, **size)
+    file = (folder / "model.safetensors").stat().st_size / 1e6
+    ranks.run(3, tmp_path, host_memory, small, folder, tmp_path)
+    taken = [float((tmp_path / str(rank)).read_text().split()[0]) for rank in range(3)]
+    assert file + sum(taken) < 1.2 * file, (file, taken)
+
+
+def test_recomputation_keeps_no_state_of_random_generators(tmp_path, monkeypatch):
+    model = built(saved_causal(tmp_path), gradient_checkpointing=True)
+
+    def asked(*_):
+        raise AssertionError("the state of a generator was read")
+
+    monkeypatch.setattr(torch, "get_rng_state", asked)
+    run(model, *random_pairs(np.random.default_rng(1), 2), "trie")
 
 
 def test_the_vocabulary_grows_to_the_tokenizer_and_never_shrinks(tmp_path):

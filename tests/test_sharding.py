@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from campaigns.invariance import LIMITS, compared
@@ -72,11 +73,31 @@ WAYS = {
 }
 
 
+def main_counting(file: Path, arguments: list[str]) -> int:
+    """Train, and write how often attention of layer 0 ran while gradients were asked for."""
+    calls = []
+
+    def count(module: torch.nn.Module, inputs: tuple) -> None:
+        if getattr(module, "layer_idx", None) == 0 and torch.is_grad_enabled():
+            calls.append(module)
+
+    hook = register_module_forward_pre_hook(count)
+    status = main(arguments)
+    hook.remove()
+    if os.environ["RANK"] == "0":
+        file.write_text(str(len(calls)))
+    return status
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_is_that_of_one_process(world, alone, tmp_path, way):
     count, strategy, *more = WAYS[way]
-    ranks.run(count, tmp_path / "said", main, flags(world, tmp_path, "--parallel.strategy", strategy, *more))
+    given = flags(world, tmp_path, "--parallel.strategy", strategy, *more)
+    ranks.run(count, tmp_path / "said", main_counting, tmp_path / "calls", given)
     assert_same_run(tmp_path, alone())
+    if "--batch.max-tokens" not in more:
+        again = 2 if "--model.gradient-checkpointing" in more else 1
+        assert int((tmp_path / "calls").read_text()) == again * STEPS
 
 
 @pytest.mark.parametrize(("pairs", "count", "strategy"), [(1, 2, "fsdp"), (3, 4, "ddp"), (3, 4, "fsdp")])
@@ -142,6 +163,24 @@ def test_bf16_gradients_are_reduced_in_float32(tmp_path):
             assert error <= 1e-6, name
         if "proj" in name:
             assert not torch.equal(reduced[name], reduced[name].bfloat16().float()), name
+
+
+def held_twice(file: Path) -> None:
+    """Whether DDP keeps gradients beside its buckets, or sends buffers around."""
+    accelerator = start()
+    wrapped = distribute(reward_model(tiny_classifier("llama"), "trie"), ParallelConfig(strategy="ddp"), accelerator)
+    for _ in range(2):  # the first step orders the buckets anew
+        gradients(wrapped, int(os.environ["RANK"]))
+    if accelerator.is_main_process:
+        parameters = list(wrapped.parameters())
+        storages = {p.grad.untyped_storage().data_ptr() for p in parameters}
+        file.write_text(f"{len(storages)} for {len(parameters)}, {wrapped.broadcast_buffers}")
+
+
+def test_ddp_holds_gradients_once_and_sends_no_buffers(tmp_path):
+    file = tmp_path / "said.txt"
+    ranks.run(2, tmp_path / "said", held_twice, file)
+    assert file.read_text() == "1 for 39, False"
 
 
 def test_auto_is_fsdp_where_it_is_asked_for():

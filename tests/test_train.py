@@ -15,6 +15,7 @@ from golden.write import FILE, help_text
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
+from campaigns.invariance import LIMITS, compared
 from rmkit import terminal
 from rmkit.config import from_dict
 from rmkit.data import demo
@@ -169,10 +170,8 @@ def test_two_ranks_give_the_same_run(world, undisturbed, tmp_path, strategy):
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert_close_runs(tmp_path / "r", undisturbed)
-    for name, tensor in weights(tmp_path / "r" / "FINAL").items():
-        # Adam divides by the root of the second moment: round-off in a tiny gradient moves a weight by up to lr.
-        assert torch.allclose(tensor, weights(undisturbed / "FINAL")[name], atol=2e-5), name
+    differences = compared(tmp_path / "r", undisturbed)
+    assert {key: value for key, value in differences.items() if value > LIMITS[key]} == {}
     # A checkpoint of two ranks goes on in one process.
     run = tmp_path / "r"
     shutil.rmtree(run / "FINAL")

@@ -91,3 +91,19 @@ def test_another_model_is_refused(tmp_path):
         other = small(num_hidden_layers=layers)
         with pytest.raises(ValueError, match=message):
             training_state.load(training, other, adamw(other, CONFIG.optim))
+
+
+def test_writing_never_waits_for_the_stream_that_trains(tmp_path, monkeypatch):
+    """As on a machine with a GPU, where the writer by default waits for it once for every tensor."""
+    model = small()
+    optimizer = adamw(model, CONFIG.optim)
+    trained(model, optimizer, 1)
+    state = training_state.copied(model, optimizer)
+
+    def waits(*_):
+        raise AssertionError("a stream was asked for")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", waits)
+    training_state.write(state, tmp_path, dict.fromkeys(dict(model.classifier.named_parameters()), "model.safetensors"))
+    assert {name for file in tmp_path.iterdir() for name in load_file(file)} == set(state)

@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rmkit.batch.labels import PairLabels
-from rmkit.batch.trie import common_prefix, pack, trie_tokens
+from rmkit.batch.trie import common_prefix, pack
 from rmkit.config import LossConfig
-from support.oracle import gradients, reward_model, scores_one_by_one, tiny_classifier
+from support.oracle import gradients, reward_model, scores_one_by_one, tiny_classifier, trie_tokens
 
 LAYOUTS = ("trie", "packed", "padded")
 IDS = (0, 3, 255, 256, 65536, 2**31 - 1)

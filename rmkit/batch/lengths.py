@@ -39,6 +39,8 @@ class Counts:
     """Sequences, tokens and attention of P parts of the data under a layout; int64 [P] each."""
 
     sequences: np.ndarray
+    ends: np.ndarray
+    """Distinct end tokens of the row, which are at least its segments"""
     longest: np.ndarray
     """Tokens of the longest sequence"""
     tokens: np.ndarray
@@ -97,10 +99,13 @@ def count(lengths: Lengths, items: np.ndarray, part: np.ndarray, parts: int, lay
     place, of = place[order], of[order]
     length = lengths.length[place].astype(np.int64)
     shared = _shared(lengths.prefix, place, of) if layout == "trie" else np.zeros_like(length)
+    again = np.zeros(len(length), bool)  # equal to the sequence before it
+    again[1:] = (of[1:] == of[:-1]) & (length[1:] == length[:-1]) & (shared[1:] == length[1:])
     longest = np.zeros(parts, np.int64)
     np.maximum.at(longest, of, length)
     sums = Counts(
         sequences=np.bincount(of, minlength=parts),
+        ends=np.bincount(of[~again], minlength=parts),
         longest=longest,
         tokens=_sums(length - shared, of, parts),
         keys=_sums((length * (length + 1) - shared * (shared + 1)) // 2, of, parts),
@@ -118,6 +123,7 @@ def joined(counts: Counts, batch: np.ndarray, batches: int, layout: Layout) -> C
     np.maximum.at(longest, batch, counts.longest)
     sums = Counts(
         sequences=_sums(counts.sequences, batch, batches),
+        ends=_sums(counts.ends, batch, batches),
         longest=longest,
         tokens=_sums(counts.tokens, batch, batches),
         keys=_sums(counts.keys, batch, batches),
@@ -148,5 +154,9 @@ def _sums(values: np.ndarray, of: np.ndarray, parts: int) -> np.ndarray:
 def _rectangles(sums: Counts) -> Counts:
     n = sums.longest
     return Counts(
-        sequences=sums.sequences, longest=n, tokens=sums.sequences * n, keys=sums.sequences * (n * (n + 1) // 2)
+        sequences=sums.sequences,
+        ends=np.zeros_like(n),  # no segments
+        longest=n,
+        tokens=sums.sequences * n,
+        keys=sums.sequences * (n * (n + 1) // 2),
     )

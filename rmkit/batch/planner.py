@@ -24,6 +24,9 @@ BLOCK = 1 << 16
 """Groups that are held as Python objects at once: ten million of them would take gigabytes."""
 NEAR = 1.02
 """A step within this factor of its lower bound (mean load, or the heaviest single item) is not split more finely."""
+SEGMENTS = 2048
+"""Distinct end tokens of a microbatch, at most. Flash attention's backward keeps 128 rows in float32 for each segment
+beside its tokens: 4.3 GB for Llama-3-8B at this bound; past 4,096 its 32-bit offsets may overflow."""
 SHARES = (1.0, 0.85, 0.7)
 """Shares of a microbatch's mean load above which groups are cut, tried in turn. Smaller pieces balance the ranks
 better, but each computes its prompt again: below these the step takes longer."""
@@ -113,16 +116,16 @@ def split(
 ) -> list[list[np.ndarray]]:
     """Split a global batch, `items` int64 [N], into [rank][microbatch] arrays of them, every rank with the same number.
 
-    The unit is the prompt group, cut where it is over `max_tokens`. Its load is its tokens plus `pair_cost` times its
-    (query, key) pairs: longest unit first onto the lightest microbatch, as few of them as fit (where they are 64 or
-    more, up to 2 % more). A group heavier than the mean load of a microbatch, or nearly (`SHARES`), is cut too, and its
-    prompt computed in each piece, where that makes the step shorter; it never does on one rank, except under padded,
-    which shares nothing. A pure function, the same on every rank. Raises ValueError where one item alone is over the
-    budget, which is exact; what a batch takes is at most what is counted (`joined`).
+    The unit is the prompt group, cut where it is over `max_tokens` or `SEGMENTS`. Its load is its tokens plus
+    `pair_cost` times its (query, key) pairs: longest unit first onto the lightest microbatch, as few of them as fit
+    (where they are 64 or more, up to 2 % more). A group heavier than the mean load of a microbatch, or nearly
+    (`SHARES`), is cut too, and its prompt computed in each piece, where that makes the step shorter; it never does on
+    one rank, except under padded, which shares nothing. A pure function, the same on every rank. Raises ValueError
+    where one item alone is over the budget, which is exact; what a batch takes is at most what is counted (`joined`).
     """
     unit = np.unique(lengths.group[items], return_inverse=True)[1]
     counts = count(lengths, items, unit, int(unit.max(initial=-1)) + 1, layout)
-    unit, counts = _cut(lengths, items, layout, unit, counts, lambda units: units.tokens / max_tokens)
+    unit, counts = _cut(lengths, items, layout, unit, counts, lambda units: _fill(units, max_tokens))
     if (largest := counts.tokens.max(initial=0)) > max_tokens:
         hint = f"one pair takes {largest} tokens; raise the budget, or lower {flag('data.max_length')}"
         raise UserError("batch.max_tokens", max_tokens, hint)
@@ -134,7 +137,7 @@ def split(
             break
 
         def times(units: Counts, limit: float = share * mean) -> np.ndarray:
-            return np.maximum(units.tokens / max_tokens, units.load(pair_cost) / limit)
+            return np.maximum(_fill(units, max_tokens), units.load(pair_cost) / limit)
 
         finer, of_finer = _cut(lengths, items, layout, unit, counts, times)
         other = _plan(of_finer, layout, pair_cost, ranks, max_tokens)
@@ -170,13 +173,18 @@ def _cut(
         counts = count(lengths, items, unit, int(pieces.sum()), layout)
 
 
+def _fill(counts: Counts, max_tokens: int) -> np.ndarray:
+    """How many times as large as a microbatch may be each is, float64 [P]; above 1 it is exactly too large."""
+    return np.maximum(counts.tokens / max_tokens, counts.ends / SEGMENTS)
+
+
 def _plan(counts: Counts, layout: Layout, pair_cost: float, ranks: int, max_tokens: int) -> _Plan:
     load = counts.load(pair_cost)
     microbatches = max(1, -(-int(counts.tokens.sum()) // (ranks * max_tokens)))
     while True:
         batch = _lightest_first(load, ranks * microbatches)
         batches = joined(counts, batch, ranks * microbatches, layout)
-        if batches.tokens.max() <= max_tokens:
+        if _fill(batches, max_tokens).max() <= 1:
             break
         microbatches += 1 + microbatches // 64
     slot, duration = _dealt(batches.load(pair_cost), ranks)

@@ -16,7 +16,6 @@ Letters: T tokens of the row, K keys over all segments, L segments, S sequences,
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rmkit.batch.labels import PairLabels, default_labels
+from rmkit_kernels import kv_copies
 
 Layout = Literal["trie", "packed", "padded"]
 
@@ -41,16 +41,12 @@ class Segments:
     """int64 [K]; None where the keys are the row itself, in order"""
     lengths: tuple[tuple[int, int], ...]
     """(queries, keys) of each segment, as Python ints: no device is asked for them"""
+    max_seqlen_q: int
+    max_seqlen_k: int
+    copies: tuple[Tensor, Tensor] | None = None
+    """`kv_copies` of kv_index, for the backward pass on a GPU: made before the layers, for all of them"""
     made: dict = field(default_factory=dict, compare=False)
-    """Cache of what attention derives from these segments, once for all layers: masks, the inverse of kv_index"""
-
-    @property
-    def max_seqlen_q(self) -> int:
-        return max(q for q, _ in self.lengths)
-
-    @property
-    def max_seqlen_k(self) -> int:
-        return max(k for _, k in self.lengths)
+    """Cache of what attention on a CPU derives from these segments, once for all layers: masks, runs of shared prefixes"""
 
     def mask(self, n: int, m: int, window: int | None, device: torch.device) -> Tensor:
         """Bool [n, m]: the last n of m positions see the keys up to themselves, at most `window` of them."""
@@ -104,19 +100,23 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on a device; copies do not wait for the host."""
-        moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
+        moved = {f.name: _moved(getattr(self, f.name), device, self.tokens) for f in fields(self)}
         return PackedBatch(**moved)
 
 
-def _moved(value, device: torch.device):
+def _moved(value, device: torch.device, tokens: int):
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, PairLabels):
         return value.to(device)
     if isinstance(value, Segments):
-        return replace(value, made={}, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)[:3]})
+        tensors = {f.name: _moved(getattr(value, f.name), device, tokens) for f in fields(value)[:3]}
+        listed = tensors["kv_index"]
+        needed = listed is not None and device.type == "cuda" and torch.is_grad_enabled()
+        copies = kv_copies(listed, tokens) if needed else None
+        return replace(value, made={}, copies=copies, **tensors)
     if isinstance(value, Ends):
-        return Ends(rows=_moved(value.rows, device), segments=_moved(value.segments, device))
+        return Ends(rows=_moved(value.rows, device, tokens), segments=_moved(value.segments, device, tokens))
     return value
 
 
@@ -131,14 +131,6 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     differs = a[:n] != b[:n]
     first = int(differs.argmax()) if n else 0
     return first if n and differs[first] else n
-
-
-def trie_tokens(sequences: Sequence[np.ndarray]) -> int:
-    """Tokens that the trie of these sequences stores; sorting puts longest common prefixes side by side."""
-    distinct = {sort_key(s): s for s in sequences}
-    ordered = [distinct[key] for key in sorted(distinct)]
-    shared = sum(common_prefix(a, b) for a, b in pairwise(ordered))
-    return sum(map(len, ordered)) - shared
 
 
 @dataclass(frozen=True)
@@ -208,6 +200,8 @@ def _segments(lengths: tuple[tuple[int, int], ...], kv_index: np.ndarray | None)
         cu_seqlens_k=torch.from_numpy(np.concatenate([[0], keys.cumsum()]).astype(np.int32)),
         kv_index=None if kv_index is None else torch.from_numpy(kv_index),
         lengths=lengths,
+        max_seqlen_q=int(queries.max()),
+        max_seqlen_k=int(keys.max()),
     )
 
 
@@ -274,7 +268,8 @@ def pack(
     else:
         parts = _as_batch(_trie_row(sequences) if layout == "trie" else _packed_row(sequences))
     lengths = [len(s) for s in sequences]
-    compared = [*chosen, *rejected] if n else range(len(sequences))
+    # A rated response alone stands in for its other side, and is counted once.
+    compared = [*chosen, *(j for i, j in zip(chosen, rejected, strict=True) if i != j)] if n else range(len(sequences))
     return PackedBatch(
         **parts,
         flat_tokens=sum(lengths[i] for i in compared),

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from rmkit.config import TrainConfig
 from rmkit.distributed.collectives import ranks
@@ -73,11 +73,17 @@ def start(timeout: timedelta = TIMEOUT) -> Accelerator:
     """
     for variable in SWITCHES:
         os.environ.pop(variable, None)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        # Every microbatch has shapes of its own, which would leave holes in the GPU's memory that fit no later one.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     cuda = torch.cuda.is_available()
     # gloo beside nccl: for what is agreed on, saved and offloaded on the CPU.
     backend = {"backend": "cuda:nccl,cpu:gloo"} if cuda and "LOCAL_RANK" in os.environ else {}
+    # DDP's gradients lie in the buckets that it sends: 4 bytes a parameter less.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=timeout, **backend)
     # Without a GPU accelerate makes a process group only when told that CPUs are meant.
-    return Accelerator(cpu=not cuda, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)])
+    return Accelerator(cpu=not cuda, kwargs_handlers=[group, ddp])
 
 
 def end(accelerator: Accelerator) -> None:

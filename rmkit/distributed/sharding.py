@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from rmkit.distributed.collectives import ranks
 from rmkit.errors import AgreedError, UserError
 from rmkit.model.reward_model import RewardModel
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 def strategy_on(device: str, config: ParallelConfig) -> str:
     """What auto means on "cuda" or "cpu": fsdp where memory decides or a flag of its own is given, else ddp."""
@@ -32,14 +34,19 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
 
     accelerate switches FSDP on for GPUs only, so `fully_shard` is called here: each decoder layer, then the root, which
     owns embedding, final norm and head and gathers them when its forward is called. The shards are float32. Under bf16
-    the layers are gathered in it, as autocast would round them, and their gradients are reduced in float32; the root,
-    and with it the residual stream and the score, is gathered in float32.
+    the layers are gathered in it, as autocast would round their matrices, and their gradients are reduced in float32.
+    That rounds the weights of their norms too, which autocast leaves in float32: scores of one process and of several
+    differ by as much as bf16 itself errs. The root, and with it the residual stream and the score, is gathered in
+    float32.
     """
-    device = accelerator.device
+    device = model.compute_device = accelerator.device
     if ranks() == 1 and config.replicate <= 1 and not config.cpu_offload:
-        return model.to(device)
+        return placed(model, device)
     if strategy_on(device.type, config) == "ddp":
-        return accelerator.prepare(model.to(device))
+        wrapped = accelerator.prepare(placed(model, device))
+        # Ours (rotary frequencies) never change. (As an attribute: the argument has another name in each torch.)
+        wrapped.broadcast_buffers = False
+        return wrapped
     # Straight from the CPU: a layer is moved when it is sharded, so no device ever holds the whole model.
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     shard = functools.partial(fully_shard, mesh=_mesh(device.type, config.replicate), offload_policy=offload)
@@ -49,9 +56,18 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
         in_layers = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    for layer in model.backbone.layers:
-        shard(layer, mp_policy=in_layers)
+    layers = model.backbone.layers
+    for layer in layers:
+        shard(placed(layer, device), mp_policy=in_layers)
+    for part in (*model.classifier.children(), *model.backbone.children()):
+        if part is not model.backbone and part is not layers:
+            placed(part, device)
     return shard(model)
+
+
+def placed(module: Module, device: torch.device) -> Module:
+    """Move a module and make it float32 there: 16-bit weights of a checkpoint are never widened on a GPU's host."""
+    return module.to(device).float()
 
 
 def _mesh(device: str, replicate: int) -> DeviceMesh:

@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from rmkit.batch.trie import Ends, Segments
 from rmkit.model.attention_cpu import attend_shared
-from rmkit_kernels import Kernels, gather_kv, kv_copies
+from rmkit_kernels import Kernels, gather_kv
 
 NAME = "rmkit"
 
@@ -130,11 +130,10 @@ def _varlen(
     softcap: float | None,
     kernels: Kernels,
 ) -> Tensor:
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # squeeze, not [0], whose gradient is a fresh tensor of zeros with a copy in it.
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if segments.kv_index is not None:
-        if "copies" not in segments.made:
-            segments.made["copies"] = kv_copies(segments.kv_index, k.shape[0])
-        k, v = gather_kv(k, v, segments.kv_index, segments.made["copies"], kernels=kernels)
+        k, v = gather_kv(k, v, segments.kv_index, segments.copies, kernels=kernels)
     cu_q, cu_k = segments.cu_seqlens_q, segments.cu_seqlens_k
     lengths = segments.max_seqlen_q, segments.max_seqlen_k
     # Flash windows count from the bottom-right diagonal; (W - 1, 0) is W keys with the query's own.

@@ -51,7 +51,7 @@ class Head:
         """Rewards [S] of the scores [S, C]."""
         if self.row is not None:
             return scores[:, self.row]
-        return (scores * scores.new_tensor(self.reward)).sum(-1)
+        return sum(weight * scores[:, i] for i, weight in enumerate(self.reward) if weight)
 
 
 def plain_head(labels: int) -> Head | None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from rmkit.config import DEMO, TrainConfig
 from rmkit.errors import UserError, brief
@@ -19,6 +21,7 @@ from rmkit.model.reward_model import RewardModel
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 """Model types that the exactness tests cover: causal softmax attention in every layer, and nothing else that mixes
 tokens."""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -80,10 +83,12 @@ def check_length(config: PretrainedConfig, max_length: int) -> None:
 def build_model(
     config: TrainConfig, architecture: PretrainedConfig, vocabulary: int, pad_token_id: int, say: Callable[[str], None]
 ) -> RewardModel:
-    """Load or make the classifier that `config` asks for, in float32, with its attention set for the layout.
+    """Load or make the classifier that `config` asks for, with its attention set for the layout.
 
-    A fresh head is drawn from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the
-    tokenizer gained a pad token. Raises ValueError on a checkpoint that is none or not whole.
+    The weights keep the dtype of the checkpoint, 16-bit ones mapped from its files (`load_classifier`):
+    `rmkit.distributed.sharding.placed` makes them float32 where they are to compute. A fresh head, float32, is drawn
+    from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the tokenizer gained a pad
+    token. Raises ValueError on a checkpoint that is none or not whole.
     """
     name = config.model.name
     kept = None if name == DEMO else saved_head(architecture, name)
@@ -100,7 +105,9 @@ def build_model(
         classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
     else:
         classifier = load_classifier(name, architecture, chosen_attention, fresh_head=kept is None)
+    classifier.score.float()
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
+        classifier.get_input_embeddings().float()  # new rows are drawn
         classifier.resize_token_embeddings(vocabulary, mean_resizing=False)
     if kept is None:
         draw(classifier, config.seed)
@@ -110,11 +117,13 @@ def build_model(
         say(f"{name} brings a head of {count} label{'s' if count > 1 else ''}; it is kept")
     classifier.config.problem_type = "regression"
     if config.model.gradient_checkpointing:
-        classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        # Nothing is random, so no generator's state has to be kept for each layer.
+        classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
-    return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels)
+    # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
+    return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels).train()
 
 
 def implementation(layout: str, architecture: PretrainedConfig) -> str:
@@ -129,13 +138,18 @@ def implementation(layout: str, architecture: PretrainedConfig) -> str:
 def load_classifier(
     name: str, architecture: PretrainedConfig, chosen_attention: str, *, fresh_head: bool
 ) -> PreTrainedModel:
-    """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing."""
+    """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing.
+
+    Weights that are all bf16, or all float16, stay so: mapped from the files they cost each process nothing, where
+    float32 copies would cost every one twice the checkpoint. All else is what it is beside float32 weights.
+    """
     try:
         with _quiet():
+            dtype = _stored_dtype(name)
             classifier, report = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=architecture,
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation=chosen_attention,
                 use_safetensors=True,  # no pickle is ever read from a model folder
                 output_loading_info=True,
@@ -146,7 +160,29 @@ def load_classifier(
         raise UserError(
             "model.name", name, f"the checkpoint is not whole, {len(missing)} tensors are missing: {missing[0]}"
         )
+    if dtype != torch.float32:
+        classifier.config.dtype = torch.float32
+        # Buffers (the scale of Gemma's embeddings) were rounded as the weights are. A model without any has the others.
+        with init_empty_weights(include_buffers=False):
+            exact = AutoModelForSequenceClassification.from_config(classifier.config)
+        for name, buffer in exact.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            setattr(classifier.get_submodule(owner), leaf, buffer)
     return classifier
+
+
+def _stored_dtype(name: str) -> torch.dtype:
+    """bf16 or float16 where all weights of a folder or hub id are, else float32."""
+    whole = cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False)
+    files = [WEIGHTS] if whole else []
+    if not whole and (index := cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)):
+        files = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    held = set()
+    for file in files:
+        with safe_open(cached_file(name, file), "pt") as tensors:
+            held |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+    floats = {kind for kind in held if "F" in kind}
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(floats), torch.float32)
 
 
 def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
@@ -194,7 +230,7 @@ def _described_head(file: Path, labels: int) -> Head | None:
 
 def _shards(folder: Path) -> dict[str, str] | None:
     """File of each tensor, as the index of a folder has it; None where there is no index."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return None
     try:
@@ -210,7 +246,7 @@ def _shards(folder: Path) -> dict[str, str] | None:
 def _labels_in_weights(folder: Path) -> int | None:
     """Rows of score.weight in a local folder: num_labels is not serialised, and other exports leave id2label out."""
     shards = _shards(folder)
-    file = folder / ("model.safetensors" if shards is None else shards.get("score.weight", "absent"))
+    file = folder / (WEIGHTS if shards is None else shards.get("score.weight", "absent"))
     if not file.is_file():
         return None
     try:

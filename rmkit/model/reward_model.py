@@ -40,6 +40,8 @@ class RewardModel(nn.Module):
         self.head = head or plain_head(classifier.config.num_labels)
         self.bf16 = bf16
         self.kernels = kernels
+        self.compute_device: torch.device | None = None
+        """Where its forward runs, if the parameters are kept elsewhere (offloaded)"""
         self._batch: PackedBatch | None = None
         """The batch of a forward pass of ours. None in transformers' own forward, where the hooks do nothing"""
         self._last_input: Tensor | None = None
@@ -62,7 +64,8 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.classifier.device
+        """Where batches have to be: the parameters' own, unless they are offloaded."""
+        return self.compute_device or self.classifier.device
 
     @property
     def pair_cost(self) -> float:
@@ -83,7 +86,8 @@ class RewardModel(nn.Module):
         extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
         self._batch = batch
         try:
-            with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            # Each weight is read once in a forward: a cache of its bf16 copies would save nothing, and hold them all.
+            with torch.autocast(batch.input_ids.device.type, torch.bfloat16, self.bf16, cache_enabled=False):
                 ends = self.backbone(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,

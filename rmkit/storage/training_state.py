@@ -47,6 +47,8 @@ def write(
     mapping = {name: number.get(file_of.get(name.partition(".")[2].rpartition(".")[0], ""), 1) for name in state}
     mapping |= {f"random.{r}.{device}": 1 for r in range(ranks()) for device in RANDOM}
     writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=mapping, save_distributed=True)
+    # Nothing is left to copy from a GPU: by default it would wait for the stream that trains, once for every tensor.
+    writer.per_thread_copy_ahead = 0
     try:
         dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
     except dcp.api.CheckpointException as failed:  # not an Exception

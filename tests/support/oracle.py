@@ -1,12 +1,14 @@
 """What the tests compare with: tiny models of every family, and one sequence at a time through plain transformers."""
 
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rmkit.batch.trie import pack
+from rmkit.batch.trie import common_prefix, pack, sort_key
 from rmkit.config import LossConfig
 from rmkit.model import attention
 from rmkit.model.pretrained import implementation
@@ -98,3 +100,11 @@ def random_pairs(
     sequences += [sequences[0].copy(), sequences[1][:3], sequences[1][:1]]
     n = len(sequences)
     return sequences, [*pairs, (n - 3, n - 2), (n - 2, n - 1)]
+
+
+def trie_tokens(sequences: Sequence[np.ndarray]) -> int:
+    """Tokens that the trie of these sequences stores; sorting puts longest common prefixes side by side."""
+    distinct = {sort_key(s): s for s in sequences}
+    ordered = [distinct[key] for key in sorted(distinct)]
+    shared = sum(common_prefix(a, b) for a, b in pairwise(ordered))
+    return sum(map(len, ordered)) - shared

@@ -1,0 +1,142 @@
+"""What a machine without a GPU proves of the CUDA path: the whole step on a device that computes nothing.
+
+dtype, device, shape, memory, waits and compilations are real, numbers are not. Each check is a process of its own
+(support/dry_cuda/checks.py), because the device must be there before torch; two run at a time.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "support" / "dry_cuda" / "fake_cuda.cpp"
+WITHIN = 600.0
+"""Seconds of one check, at most"""
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended CUDA device is built with g++"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="it stands in for CUDA in a build of torch for CPUs"),
+]
+
+
+def library(folder: Path) -> Path:
+    """fake_cuda.cpp as a shared library against the torch that runs."""
+    torch_folder = Path(torch.__file__).parent
+    include, lib = torch_folder / "include", torch_folder / "lib"
+    built = folder / "fake_cuda.so"
+    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", str(SOURCE), "-o", str(built)]
+    command += [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
+    subprocess.run([*command, f"-L{lib}", f"-Wl,-rpath,{lib}", "-ltorch_cpu", "-lc10"], check=True)
+    return built
+
+
+def has_ptxas() -> bool:
+    found = find_spec("triton")
+    return found is not None and (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").is_file()
+
+
+def run(pretended: Future, module: str, *arguments) -> dict:
+    """What `python -m support.dry_cuda.MODULE ARGUMENTS` found."""
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "FAKE_CUDA": str(pretended.result()), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-W", "ignore", "-m", f"support.dry_cuda.{module}", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def checks(request, tmp_path_factory):
+    """Every check that a selected test reads, already on its way."""
+    asked = {item.callspec.params["found"]: None for item in request.session.items if item.path == Path(__file__)}
+    with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(2) as pool:
+        pretended = compiler.submit(library, tmp_path_factory.mktemp("cuda"))
+        yield {check: pool.submit(run, pretended, *check) for check in asked}
+
+
+@pytest.fixture
+def found(request, checks) -> dict:
+    return checks[request.param].result()
+
+
+def reads(*check: str, **marks):
+    """The test reads what this check finds: a module of support/dry_cuda and its arguments."""
+    return pytest.mark.parametrize("found", [pytest.param(check, id=" ".join(check), **marks)], indirect=True)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(("checks", "families"), id="each family"),
+        pytest.param(("checks", "families", "true"), id="all ways", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
+def test_a_step_and_scoring_fit_in_dtype_device_and_shape_and_wait_for_nothing(found):
+    assert len(found) >= 13
+    assert {way: wrong for way, wrong in found.items() if wrong} == {}
+
+
+@reads("checks", "waits")
+def test_no_microbatch_waits_for_the_device_and_a_step_reads_it_once(found):
+    assert found["microbatches"] > 1
+    assert found["waits"] == {}
+    assert found["reads"] == 1
+
+
+@reads("checks", "peak", "16384")
+def test_llama_3_8b_with_recomputation_fits_one_gpu(found):
+    """Float32 weights, gradients and Adam's state; an H200 has 139.8 GiB. 231.7 without what recomputation saves."""
+    assert found["parameters"] == 7_504_928_768
+    assert found["tokens"] > 15_000
+    assert found["placed"] < 28.1, "float32 weights are made one at a time"
+    assert 120.0 < found["peak"] <= 125.0
+
+
+@reads("checks", "sharded", "32", "16384", "false")
+def test_llama_3_8b_under_fsdp_takes_a_quarter_of_its_state_on_each_of_four_gpus(found):
+    assert 40.0 < found["peak"] <= 45.0
+    assert found["peak with saving"] == found["peak"]
+    assert_trained_and_saved(found, "cuda", tensors=291)
+
+
+@reads("checks", "sharded", "4", "4096", "true")
+def test_offloaded_shards_are_trained_and_saved_with_their_self_check(found):
+    assert_trained_and_saved(found, "cpu", tensors=39)
+
+
+def assert_trained_and_saved(found: dict, device: str, tensors: int) -> None:
+    assert found["gradients"] == [f"DTensor torch.float32 {device}"]
+    assert found["loss"] == "torch.float32 cuda"
+    assert found["copies"] == ["cpu"]
+    assert found["saved"] == tensors
+    assert found["scores"] == 3
+
+
+@reads("checks", "compiled", '"eager"')
+def test_a_layer_compiles_once_for_all_layers_and_batches(found):
+    assert found["frames"] == [1] * 5
+
+
+@reads("checks", "compiled", '"aot_eager"', marks=pytest.mark.slow)
+def test_a_compiled_layer_with_its_backward_is_compiled_for_no_later_batch(found):
+    assert found["frames"] == [found["frames"][0]] * 5
+
+
+@pytest.mark.skipif(not has_ptxas(), reason="this Triton brings no assembler for GPUs")
+@reads("registers")
+def test_no_kernel_spills_registers(found):
+    assert len(found) == 36
+    for kernel, counted in found.items():
+        assert counted["registers"] <= 144, kernel
+        # float32 end tokens on Hopper: 8 bytes, and no training has float32 hidden states.
+        assert counted["spilled"] <= (0 if "bf16" in kernel else 8), kernel
