@@ -46,7 +46,7 @@ class Segments:
     copies: tuple[Tensor, Tensor] | None = None
     """`kv_copies` of kv_index, for the backward pass on a GPU: made before the layers, for all of them"""
     made: dict = field(default_factory=dict, compare=False)
-    """Cache of what attention on a CPU derives from these segments, once for all layers: masks, runs of shared prefixes"""
+    """Cache of what attention on a CPU makes of these segments, once for all layers: masks, runs of shared prefixes"""
 
     def mask(self, n: int, m: int, window: int | None, device: torch.device) -> Tensor:
         """Bool [n, m]: the last n of m positions see the keys up to themselves, at most `window` of them."""
