@@ -100,13 +100,13 @@ def transformers_path(
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def score(turns: list) -> np.ndarray:
-        found = []
+        rewards = []
         for start in range(0, len(turns), batch):
             texts = [tokenizer.apply_chat_template(t, tokenize=False) for t in turns[start : start + batch]]
             inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(device)
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                found += model(**inputs).logits[:, -1].float().tolist()
-        return np.array(found)
+                rewards += model(**inputs).logits[:, -1].float().tolist()
+        return np.array(rewards)
 
     return score
 
@@ -169,7 +169,7 @@ def measure(paths: dict[str, Callable], turns: list, rounds: int, console: Conso
         scores[name] = ask(turns)[0]
     truth, result = scores[BASE], {}
     largest = np.abs(truth).max()
-    differences = {name: float(np.abs(found - truth).max() / largest) for name, found in scores.items()}
+    differences = {name: float(np.abs(of_path - truth).max() / largest) for name, of_path in scores.items()}
     for name, worst in differences.items():
         bound = 2 * differences[PLAIN_BF16] if name.endswith("bf16") else TOLERANCE
         if not worst <= bound:

@@ -132,20 +132,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "long_run.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="long-run-") as folder:
-        found = measure(Path(folder), arguments.steps)
-    memory, clock = found["resident bytes"], found["microseconds a token"]
+        measured = measure(Path(folder), arguments.steps)
+    memory, clock = measured["resident bytes"], measured["microseconds a token"]
     flat = {name: abs(row["change"]) <= FLAT for name, row in (("memory", memory), ("time", clock))}
     for name, row, scale, unit in (("memory", memory, 2**20, "MiB"), ("time", clock, 1, "us a token")):
         print(
             f"{name}: {row['second tenth'] / scale:.1f} {unit} in the second tenth, {row['last tenth'] / scale:.1f} in "
             f"the last, {row['change']:+.2%}: {'flat' if flat[name] else 'NOT flat'}"
         )
-    print(f"{found['steps']} steps in {found['seconds']} s")
+    print(f"{measured['steps']} steps in {measured['seconds']} s")
     result = {
         "bench": "long_run",
         "command": " ".join(["python", "bench/long_run.py", *sys.argv[1:]]),
         "flat": flat,
-        **found,
+        **measured,
         "environment": runtime.environment(torch.device("cpu"), 1),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -73,19 +73,19 @@ def groups_of(folder: Path) -> dict[str, list[list]]:
         for name, of_set in rows.items()
     }
     bpe.train_from_iterator((t for columns in sides.values() for column in columns for t in column), trainer)
-    found = {}
+    groups = {}
     for name, columns in sides.items():
         ids = [[np.array([*e.ids, 0], np.int32) for e in bpe.encode_batch(column)] for column in columns]
         group = np.unique([text(row["prompt"]) for row in rows[name]], return_inverse=True)[1]
         lengths = measure(ids, np.array([[len(s) for s in column] for column in ids]).T, group)
-        found[name] = []
+        groups[name] = []
         for g in range(group.max() + 1):
             place = lengths.place[group == g]
             start, end = int(place.min()), int(place.max()) + 1
-            found[name].append(
+            groups[name].append(
                 [(place - start).tolist(), lengths.length[start:end].tolist(), lengths.prefix[start:end].tolist()]
             )
-    return found
+    return groups
 
 
 def write_table(groups: dict[str, list[list]]) -> None:
@@ -109,7 +109,7 @@ def drawn(groups: dict[str, list[list]], pairs: int) -> Lengths:
     place = np.array([p for _, group in each for p in group[0]], np.int32)
     length, prefix = (np.array([n for _, group in each for n in group[k]], np.int32) for k in (1, 2))
     room = pairs + int(sizes.max())
-    found = Lengths(
+    filled = Lengths(
         group=np.empty(room, np.int64),
         place=np.empty((room, 2), np.int32),
         length=np.empty(2 * room, np.int32),
@@ -124,16 +124,16 @@ def drawn(groups: dict[str, list[list]], pairs: int) -> Lengths:
         at = np.repeat(starts[pick], of) + np.arange(of.sum()) - first
         both = (2 * at[:, None] + np.arange(2)).ravel()
         end = made + len(at)
-        found.group[made:end] = np.repeat(np.arange(number, number + len(pick)), of)
-        found.place[made:end] = place[at] + 2 * (made + first)[:, None]
-        found.length[2 * made : 2 * end] = length[both]
-        found.prefix[2 * made : 2 * end] = prefix[both]
+        filled.group[made:end] = np.repeat(np.arange(number, number + len(pick)), of)
+        filled.place[made:end] = place[at] + 2 * (made + first)[:, None]
+        filled.length[2 * made : 2 * end] = length[both]
+        filled.prefix[2 * made : 2 * end] = prefix[both]
         made, number = end, number + len(pick)
     return Lengths(
-        group=found.group[:made],
-        place=found.place[:made],
-        length=found.length[: 2 * made],
-        prefix=found.prefix[: 2 * made],
+        group=filled.group[:made],
+        place=filled.place[:made],
+        length=filled.length[: 2 * made],
+        prefix=filled.prefix[: 2 * made],
     )
 
 
@@ -169,7 +169,7 @@ def plan_epoch(groups: dict[str, list[list]], settings: dict[str, Any], pairs: i
         steps = -(-total // pairs)
         full = f"{ranks}x{pairs}" in settings["full"]
         chosen = np.arange(steps) if full else np.linspace(0, steps - 1, min(settings["steps"], steps)).astype(int)
-        seconds, found, turns = 0.0, [], []
+        seconds, balances, turns = 0.0, [], []
         for step in np.unique(chosen).tolist():
             indices = order[step * pairs : (step + 1) * pairs]
             start = time.process_time()
@@ -178,9 +178,9 @@ def plan_epoch(groups: dict[str, list[list]], settings: dict[str, Any], pairs: i
             )
             seconds += time.process_time() - start
             if len(indices) == pairs:  # the rest at the end of an epoch is no full batch
-                found.append(balance(lengths, indices, plan, settings["max_tokens"]))
+                balances.append(balance(lengths, indices, plan, settings["max_tokens"]))
                 turns.append(len(plan[0]))
-        measured = {key: np.array([one[key] for one in found]) for key in found[0]}
+        measured = {key: np.array([one[key] for one in balances]) for key in balances[0]}
         rows.append(
             {
                 "ranks": ranks,

@@ -1,6 +1,6 @@
-"""The command `rmkit PROGRAM ...`, and what every program does around its work.
+"""The command `rmkit PROGRAM ...`, and the error handling that every program runs its work in.
 
-It is quick to start: what is heavy is imported when a program is named.
+It starts quickly: torch and the like are imported only when a program is named.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ PROGRAMS = {
     "label": "label completions with a trained reward model",
     "evaluate": "judge a reward model on held-out preference pairs",
 }
-"""Each is the module of its name, with a `main` that takes its arguments."""
+"""Name -> what it does. Each is a module of rmkit with a `main` that takes the arguments."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program that the first argument names, with the others; its exit status. 2 where there is no such one."""
+    """Run the program that the first argument names with the other arguments; its exit status, 2 for an unknown one."""
     name, *others = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
         print("usage: rmkit PROGRAM [FLAGS], or python -m rmkit PROGRAM [FLAGS]\n")
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rmkit {rmkit.__version__}")
         return 0
     if name not in PROGRAMS:
-        found = f"{name}: there is no such program" if name else "no program is named"
-        terminal.refuse(f"{found}; give one of {', '.join(PROGRAMS)}, such as rmkit {next(iter(PROGRAMS))} --help")
+        problem = f"{name}: there is no such program" if name else "no program is named"
+        terminal.refuse(f"{problem}; give one of {', '.join(PROGRAMS)}, such as rmkit {next(iter(PROGRAMS))} --help")
         return 2
     return importlib.import_module(f"rmkit.{name}").main(others)
 
@@ -49,8 +49,8 @@ def run(
     again: str = "Start the command again",
     flags: errors.Flags | None = None,
 ) -> int:
-    """Do `work` and return its status; 2 with a boxed sentence on a user's error, 130 with `interrupted` on Ctrl-C, 1
-    with what to do `again` where another process of the run was lost. `flags`: what the program calls its own.
+    """Run `work`; its exit status. 2 with a boxed sentence on a user's error, 130 with `interrupted` on Ctrl-C, 1 with
+    `again` (what to do) where another process was lost. `flags`: the program's flags by field.
     """
     import torch.distributed as dist
 
@@ -83,7 +83,7 @@ def run(
 
 @contextlib.contextmanager
 def quiet(console: Console) -> Iterator[None]:
-    """Within the block other libraries show no progress bars in a log; `datasets` gets its own back afterwards."""
+    """Within the block other libraries show no progress bars in a log; afterwards those of `datasets` are on again."""
     import datasets
     from transformers.utils import logging as transformers_logging
 

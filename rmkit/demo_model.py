@@ -1,4 +1,4 @@
-"""The demo model that `python -m rmkit.train` leaves in runs/, and how it comes there."""
+"""The demo model in runs/, trained by `python -m rmkit.train`, or here where label or evaluate need it."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from rmkit.distributed.collectives import ranks
 
 
 def prepare(say: Callable[[str], None]) -> None:
-    """Train the demo model where it is not there yet, going on where an earlier training stopped.
+    """Train the demo model if it is not there yet, resuming an interrupted training.
 
     Raises ValueError where several processes run, or where the training did not come to its end.
     """

@@ -1,18 +1,18 @@
-"""What goes wrong for a user, said so that they can mend it in the words of the program that they have called."""
+"""Errors that a user can mend, told with the flags of the program that they called."""
 
 import re
 from collections.abc import Mapping
 
 Flags = Mapping[str, str | None]
-"""What a program calls a field of the configuration ("model.name" -> "--model"); None where it has no such flag. A
-field that is not in it has its flag of training."""
+"""Field of the configuration -> flag of a program ("model.name" -> "--model"), None where it has none. A field that
+is absent has the flag of training."""
 
 _MARK = re.compile("\0([a-z_.]+)\0")
 
 
 def flag(field: str) -> str:
-    """The flag of a field within a hint; its name is put in when the error is told. No argument and no path holds the
-    NUL that marks it."""
+    """A mark for the flag of `field` in a hint, replaced by the flag's name when the error is told. It starts and ends
+    with NUL, which no argument and no path holds."""
     return f"\0{field}\0"
 
 
@@ -28,26 +28,26 @@ class UserError(ValueError):
         super().__init__(field, value, hint, *ways)
         self.field, self.value, self.hint, self.ways = field, value, hint, ways
         self.rank: int | None = None
-        """The process that met it, where that is another one"""
+        """The rank that raised it, where that is another one"""
 
     def about(self, field: str) -> "UserError":
         """The same mistake in another field: that of a second model, say."""
         return UserError(field, self.value, self.hint, *self.ways)
 
     def told(self, flags: Flags) -> str:
-        """The sentence for the user of a program that calls its flags so."""
+        """The sentence for the user of a program with these flags."""
         where = f"rank {self.rank}: " if self.rank is not None else ""
         subject = " ".join(str(part) for part in (_name(self.field, flags), self.value) if part not in ("", None))
         ways = [way for way in self.ways if all(flags.get(name, "") is not None for name in _MARK.findall(way))]
         text = "; ".join([self.hint, " or ".join(ways)] if ways else [self.hint])
-        return where + (f"{subject}: " if subject else "") + _MARK.sub(lambda found: _name(found[1], flags), text)
+        return where + (f"{subject}: " if subject else "") + _MARK.sub(lambda mark: _name(mark[1], flags), text)
 
     def __str__(self) -> str:
         return self.told({})
 
 
 class AgreedError(UserError):
-    """A user's error that every process raises at the same point: the first one tells it, and all leave together."""
+    """A user's error that every rank raises at the same point: the first one tells it, and all exit."""
 
     def __init__(self, error: Exception | str) -> None:
         if isinstance(error, UserError):

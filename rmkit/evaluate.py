@@ -125,8 +125,8 @@ def write_results(
     """Measure, write OUT/ and the file for RewardBench, and show the closing table."""
     from rmkit.evaluation import metrics, report
 
-    found = metrics.columns(preferences, scored, other)
-    measured = metrics.measure(preferences, scored, found)
+    columns = metrics.columns(preferences, scored, other)
+    measured = metrics.measure(preferences, scored, columns)
     measured["dropped"] = {**undecided, **measured["dropped"]}
     described = {
         "model": config.model,
@@ -135,22 +135,22 @@ def write_results(
         **measured,
         **run,
     }
-    page = report.page(described, found, metrics.quoted(preferences, scored, found))
-    write(config, described, found, page)
+    page = report.page(described, columns, metrics.quoted(preferences, scored, columns))
+    write(config, described, columns, page)
     if config.export:
         write_rewardbench(Path(config.export[1]), preferences.select(scored.rows), terminal.say)
     terminal.table([*metrics.key_figures(described), ("report", f"{config.out}/report.html")])
 
 
-def write(config: EvaluateConfig, described: dict, found: dict[str, np.ndarray], page: str) -> None:
+def write(config: EvaluateConfig, described: dict, columns: dict[str, np.ndarray], page: str) -> None:
     """Write all three results or none."""
     folder = Path(config.out)
     try:
         with written_folder(folder) as partial:
             (partial / "metrics.json").write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
             with (partial / "scores.jsonl").open("w", encoding="utf-8") as opened:
-                for values in zip(*(column.tolist() for column in found.values()), strict=True):
-                    opened.write(json.dumps(dict(zip(found, values, strict=True)), allow_nan=False) + "\n")
+                for values in zip(*(column.tolist() for column in columns.values()), strict=True):
+                    opened.write(json.dumps(dict(zip(columns, values, strict=True)), allow_nan=False) + "\n")
             (partial / "report.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError("out", folder, f"the results could not be written ({error.strerror})") from error

@@ -29,7 +29,7 @@ from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import FLAGS, LabelConfig
 from rmkit.labelling.index import SampleFile, build_index, by_prompt
 from rmkit.labelling.input import plain_file, shown
-from rmkit.labelling.partial import Spool
+from rmkit.labelling.partial import PartialScores
 from rmkit.labelling.records import records, write
 from rmkit.runtime import stop_asked
 from rmkit.scorer import Scorer, load_scorer
@@ -37,25 +37,25 @@ from rmkit.terminal import Terminal
 
 
 @contextlib.contextmanager
-def kept(spool: Spool) -> Iterator[None]:
-    """Errors within the block are told with the word that the scores are kept."""
-    advice = f"what was scored is kept in {spool.folder}: go on with --resume"
+def kept(partial: PartialScores) -> Iterator[None]:
+    """Add to an error within the block that the scores are kept and --resume goes on from them."""
+    advice = f"what was scored is kept in {partial.folder}: go on with --resume"
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{error.filename or spool.folder}: {error.strerror or error}; {advice}") from error
+        raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}; {advice}") from error
     except ValueError as error:
         raise ValueError(f"{told(error, FLAGS)}. {advice[0].upper() + advice[1:]}") from error
 
 
-def score_all(file: SampleFile, scorer: Scorer, spool: Spool, terminal: Terminal) -> tuple[int, float]:
-    """Score this rank's share into the spool; the signal that stopped it or 0, and completions/s of all ranks.
+def score_all(file: SampleFile, scorer: Scorer, partial: PartialScores, terminal: Terminal) -> tuple[int, float]:
+    """Score this rank's chunks into `partial`; the signal that stopped it, or 0, and the completions/s of all ranks.
 
-    No rank waits for another one here, so none can hang however the chunks fall.
+    No rank waits for another here, so none can hang, however many chunks each has.
     """
     order, starts = by_prompt(file.index["group"])
     bounds = chunk_bounds(starts)
-    done = spool.done()
+    done = partial.done()
     mine = [c for c in range(rank(), len(bounds) - 1, ranks()) if c not in done]
     sizes = np.diff(bounds)
     before, share = int(sizes[list(done)].sum()), max(1, int(sizes[mine].sum()))
@@ -68,12 +68,12 @@ def score_all(file: SampleFile, scorer: Scorer, spool: Spool, terminal: Terminal
     with (
         stop_asked() as stop,
         contextlib.closing(progress),
-        spool.writer(rank()) as write,
+        partial.writer(rank()) as write,
         ThreadPoolExecutor(1) as ahead,
     ):
         coming = ahead.submit(prepare, mine[0]) if mine else None
         for following in [*mine[1:], None]:
-            if coming is None or stop.received or spool.given_up():
+            if coming is None or stop.received or partial.given_up():
                 break
             chunk = coming.result()
             coming = None if following is None else ahead.submit(prepare, following)
@@ -94,12 +94,12 @@ def label(config: LabelConfig, console: Console) -> int:
     if demo:
         on_first_rank(lambda: config.output.parent.mkdir(parents=True, exist_ok=True))
     agreed(config.check_output)  # all have looked at the folder before one changes it
-    spool = Spool(config.output)
-    if config.resume and on_first_rank(lambda: config.output.exists() and not spool.folder.exists()):
+    partial = PartialScores(config.output)
+    if config.resume and on_first_rank(lambda: config.output.exists() and not partial.folder.exists()):
         terminal.say(f"{config.output} is there, whole: nothing to resume (give --overwrite to label anew)")
         status = 0
     else:
-        status = label_into(spool, config, accelerator.device, terminal)
+        status = label_into(partial, config, accelerator.device, terminal)
     if status == 0:
         if (demo, config.feedback, config.format) == (True, "scalar", "halos"):
             on_first_rank(lambda: show_demo(config.output, terminal.say))
@@ -107,13 +107,13 @@ def label(config: LabelConfig, console: Console) -> int:
     return status
 
 
-def label_into(spool: Spool, config: LabelConfig, device: torch.device, terminal: Terminal) -> int:
-    """Read the model and the samples, score them into the spool, and write FEEDBACK from it. The exit status."""
+def label_into(partial: PartialScores, config: LabelConfig, device: torch.device, terminal: Terminal) -> int:
+    """Read the model and the samples, score them into `partial`, and write FEEDBACK from it. The exit status."""
     say = terminal.say
-    on_first_rank(lambda: spool.open(config.contract(), resume=config.resume, overwrite=config.overwrite, say=say))
+    on_first_rank(lambda: partial.open(config.contract(), resume=config.resume, overwrite=config.overwrite, say=say))
     with contextlib.ExitStack() as stack:
-        agreed(lambda: stack.enter_context(spool.locked(rank())))
-        with spool.removed_if_unused(terminal.main):
+        agreed(lambda: stack.enter_context(partial.locked(rank())))
+        with partial.removed_if_unused(terminal.main):
             scorer = agreed(
                 lambda: load_scorer(
                     config.model,
@@ -125,25 +125,25 @@ def label_into(spool: Spool, config: LabelConfig, device: torch.device, terminal
                     say=say,
                 )
             )
-            on_first_rank(lambda: index(config, spool, say))
-        return score_and_write(config, scorer, spool, terminal)
+            on_first_rank(lambda: index(config, partial, say))
+        return score_and_write(config, scorer, partial, terminal)
 
 
-def score_and_write(config: LabelConfig, scorer: Scorer, spool: Spool, terminal: Terminal) -> int:
-    """Score what is not scored yet, all ranks together; then the first one writes FEEDBACK. The exit status.
+def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores, terminal: Terminal) -> int:
+    """Score what is not scored yet, on all ranks; then the first one writes FEEDBACK. The exit status.
 
-    A rank that a signal stops waits for no other: who stops it may have ended them.
+    A rank that a signal stops does not wait for the others: they may have been ended too.
     """
     began, failed = time.perf_counter(), None
     stopped, rate = 0, 0.0
     try:
-        with kept(spool):
-            copy = spool.folder / "input"
-            file = SampleFile(copy if copy.exists() else Path(config.samples), shown(config.samples), spool.folder)
-            stopped, rate = score_all(file, scorer, spool, terminal)
+        with kept(partial):
+            copy = partial.folder / "input"
+            file = SampleFile(copy if copy.exists() else Path(config.samples), shown(config.samples), partial.folder)
+            stopped, rate = score_all(file, scorer, partial, terminal)
     except ValueError as error:
         failed = error
-        spool.give_up()
+        partial.give_up()
     if stopped:
         terminal.say(f"stopped by signal {stopped}: go on with --resume")
         return 128 + stopped
@@ -153,12 +153,12 @@ def score_and_write(config: LabelConfig, scorer: Scorer, spool: Spool, terminal:
             raise failed
 
     def finish() -> None:
-        with kept(spool):
+        with kept(partial):
             order, starts = by_prompt(file.index["group"])
-            scores, skipped = spool.scores(order, chunk_bounds(starts))
+            scores, skipped = partial.scores(order, chunk_bounds(starts))
             counts: Counter[str] = Counter()
-            written = write(records(config, file, scores, counts), config.output, spool.folder)
-            spool.remove()
+            written = write(records(config, file, scores, counts), config.output, partial.folder)
+            partial.remove()
         report(config, terminal, scores, {**skipped, **counts}, written, rate, time.perf_counter() - began)
 
     agreed(end)
@@ -166,16 +166,16 @@ def score_and_write(config: LabelConfig, scorer: Scorer, spool: Spool, terminal:
     return 0
 
 
-def index(config: LabelConfig, spool: Spool, say: Callable[[str], None]) -> None:
-    """Find every sample of the input, and whatever is wrong with it, before anything is scored."""
-    file = spool.folder / "index.json"
+def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None]) -> None:
+    """Check and index every sample of the input, before anything is scored."""
+    file = partial.folder / "index.json"
     if not file.is_file():
-        copy = spool.folder / "input"
+        copy = partial.folder / "input"
         try:
-            plain = copy if copy.exists() else plain_file(config.samples, spool.folder, say)
-            build_index(plain, shown(config.samples), spool.folder)
+            plain = copy if copy.exists() else plain_file(config.samples, partial.folder, say)
+            build_index(plain, shown(config.samples), partial.folder)
         except OSError as error:
-            raise ValueError(f"{error.filename or spool.folder}: {error.strerror or error}") from error
+            raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}") from error
     counts = json.loads(file.read_text())
     twice = f" ({counts['duplicates']:,} more stand in several preferences)" if counts["duplicates"] else ""
     say(f"{shown(config.samples)}: {counts['samples']:,} completions in {counts['rows']:,} rows{twice}")
@@ -191,11 +191,11 @@ def report(
     seconds: float,
 ) -> None:
     """The closing table, and the command to run next."""
-    found = scores[~np.isnan(scores)]
-    rows = [("completions", f"{len(scores):,}"), ("scored", f"{len(found):,}")]
-    if len(found):
-        rows.append(("reward, mean", f"{found.mean(dtype=np.float64):.4f}"))
-        rows.append(("reward, spread", f"{found.std(dtype=np.float64):.4f}"))
+    scored_only = scores[~np.isnan(scores)]
+    rows = [("completions", f"{len(scores):,}"), ("scored", f"{len(scored_only):,}")]
+    if len(scored_only):
+        rows.append(("reward, mean", f"{scored_only.mean(dtype=np.float64):.4f}"))
+        rows.append(("reward, spread", f"{scored_only.std(dtype=np.float64):.4f}"))
     rows += [(reason, f"{count:,}") for reason, count in missed.items()]
     if config.feedback == "binary":
         rows.append(("threshold", f"{fb.bar(fb.number_of(config.threshold, 'binary'), scores):.6g}"))

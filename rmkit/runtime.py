@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Versions, device and commit that a result belongs to."""
+    """What env.json records: versions, commit, device, ranks and command."""
     versions = {}
     for package in ("torch", "transformers", "accelerate", "datasets", "safetensors", "triton", "numpy"):
         try:
@@ -61,11 +61,11 @@ def commit() -> str | None:
 
 
 def keep_freed() -> bool:
-    """Ask glibc not to hand freed memory back to the kernel; whether it was asked.
+    """Ask glibc to keep freed memory instead of returning it to the kernel; whether it was asked.
 
     By default every large activation is mapped when it is made and unmapped when it is freed, and the kernel fills its
-    pages with zeros each time. Kept, bench/label_bench.py scores 10 to 16 % more completions per second. Other
-    platforms, and CUDA's caching allocator, need nothing.
+    pages with zeros each time. With memory kept, bench/label_bench.py scores 10 to 16 % more completions per second.
+    Other platforms, and CUDA's caching allocator, need nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -75,14 +75,14 @@ def keep_freed() -> bool:
 
 @dataclass
 class Stop:
-    """What was asked for while a block ran; None as long as nothing was."""
+    """The signal that asked a block to stop; None until one came."""
 
     received: signal.Signals | None = None
 
 
 @contextlib.contextmanager
 def stop_asked() -> Iterator[Stop]:
-    """Within the block, the first SIGINT or SIGTERM is noted; a second one acts as it did before the block."""
+    """Within the block the first SIGINT or SIGTERM is recorded in the `Stop`; a second acts as before the block."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in SIGNALS}
 

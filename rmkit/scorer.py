@@ -1,4 +1,4 @@
-"""A trained reward model, ready to score: loaded with its contract checked, run on packed batches."""
+"""Scoring with a trained reward model: load it, check it against its rmkit.json, run it on packed batches."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ from rmkit.model.reward_model import RewardModel
 from rmkit.storage.export import verify
 
 BUDGET = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one forward pass by default, at most."""
+"""Most tokens of one forward pass, by default."""
 FULL = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a pass by default, where no prompt group is larger and would be cut. On a CPU larger passes leave its
-cache and are 1 to 10 % slower a token."""
+"""Tokens to which a pass is filled by default; more only for a prompt group that is larger, which would be cut. On a
+CPU larger passes do not fit its cache and are 1 to 10 % slower per token."""
 LONGEST = 16384
-"""Tokens of the longest conversation by default, where the model's context is longer still."""
+"""Most tokens of a conversation by default, even where the model's context is longer."""
 
 
 Messages = list[dict[str, str]]
@@ -44,11 +44,11 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     max_tokens: int
-    """Tokens of one forward pass, where no conversation alone is longer"""
+    """Most tokens of one forward pass; more only for a single conversation that is longer"""
     full: int
-    """Tokens at which a pass is full, where no prompt group needs more"""
+    """Tokens to which a pass is filled; more, up to `max_tokens`, only for a prompt group that is larger"""
     max_length: int
-    """Tokens of the longest conversation that is scored"""
+    """Most tokens of a conversation that is scored"""
 
     def score(
         self,
@@ -60,8 +60,8 @@ class Scorer:
         """The reward of one conversation (a list of messages), or of each of a list of them.
 
         `prompts` and `responses`, as long as one another, are texts or messages in place of whole conversations.
-        Raises ValueError, with the place in the list, on what is no conversation that ends in an assistant's turn, and
-        on one of more than `max_length` tokens.
+        Raises ValueError, with the index in the list, on a conversation that does not end in an assistant's turn or
+        has more than `max_length` tokens.
         """
         if (prompts is None) != (responses is None) or (conversations is None) == (prompts is None):
             raise ValueError("score: give conversations, or prompts and responses")
@@ -70,18 +70,18 @@ class Scorer:
         if len(conversations) == 0:
             raise ValueError("score: the list is empty; give one conversation, or a list of them")
         one = isinstance(conversations[0], dict)
-        found = [conversation(each, i) for i, each in enumerate([conversations] if one else conversations)]
-        texts = [self._rendered(each, i) for i, each in enumerate(found)]
+        turns = [conversation(each, i) for i, each in enumerate([conversations] if one else conversations)]
+        texts = [self._rendered(each, i) for i, each in enumerate(turns)]
         sequences = [np.array(ids, np.int32) for ids in encode(self.tokenizer, texts)]
         for i, sequence in enumerate(sequences):
             if not 0 < len(sequence) <= self.max_length:
                 raise ValueError(f"conversation {i}: it has {len(sequence)} tokens, need 1 to {self.max_length}")
-        prompt = [json.dumps(each[:-1]) for each in found]
+        prompt = [json.dumps(each[:-1]) for each in turns]
         scores = self.score_tokens(sequences, np.unique(prompt, return_inverse=True)[1]).tolist()
         return scores[0] if one else scores
 
     def compare(self, prompt: str | Messages, chosen: str | Messages, rejected: str | Messages) -> "Compared":
-        """By how much the first of two responses to a prompt is better, and how probable the model holds it to be."""
+        """Compare two responses: the margin of their rewards, and the probability that `chosen` is preferred."""
         margin = float(np.subtract(*self.score(prompts=[prompt, prompt], responses=[chosen, rejected])))
         return Compared(margin=margin, probability=float(1.0 / (1.0 + np.exp(-margin))))
 
@@ -92,8 +92,8 @@ class Scorer:
             raise ValueError(f"conversation {i}: the chat template refuses it: {error}") from error
 
     def score_tokens(self, sequences: Sequence[np.ndarray], group: np.ndarray) -> np.ndarray:
-        """Rewards, float32 [S], of S token sequences of at most `max_length`; `group` int64 [S] is equal where
-        sequences share their prompt, which is then computed once where the budget allows."""
+        """Rewards, float32 [S], of S token sequences of at most `max_length` tokens. `group` int64 [S] is equal where
+        sequences share a prompt: it is computed once where they fit into one pass."""
         rewards = np.empty(len(sequences), np.float32)
         if len(sequences) == 0:
             return rewards
@@ -116,16 +116,16 @@ class Scorer:
 
 
 class Compared(NamedTuple):
-    """Two responses to one prompt."""
+    """How two responses to one prompt compare."""
 
     margin: float
-    """Reward of the first, less that of the second"""
+    """reward(chosen) - reward(rejected)"""
     probability: float
-    """That the first one is preferred, sigmoid(margin) (Bradley and Terry)"""
+    """sigmoid(margin): that chosen is preferred (Bradley and Terry)"""
 
 
 def joined(prompts: Sequence[str | Messages], responses: Sequence[str | Messages]) -> list[Messages]:
-    """Conversations of prompts and responses. ValueError where they are no two lists of one length."""
+    """Each prompt with its response as a conversation. ValueError where they are not two lists of equal length."""
     if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
         raise ValueError("score: give as many responses as prompts, in two lists")
     return [
@@ -135,7 +135,7 @@ def joined(prompts: Sequence[str | Messages], responses: Sequence[str | Messages
 
 
 def conversation(given: Any, i: int) -> Messages:
-    """Messages that end in an assistant's turn; ValueError, with the place i in the list, where they do not."""
+    """Check that `given` is messages that end in an assistant's turn; else ValueError, with its index `i`."""
     if isinstance(given, str):
         raise ValueError(f"conversation {i}: found a text, need a list of messages; give prompts= and responses=")
     turns = messages(given, f"conversation {i}")
@@ -160,9 +160,9 @@ def load_scorer(
     """Load a reward model: a folder that rmkit wrote (its self-check is verified), or anyone's sequence classifier
     with 1 label, or 2 as HALOs saves them (the reward is logit 1).
 
-    Where there is no rmkit.json, what is assumed about template and end token is said. `max_tokens` defaults to
-    `BUDGET` of the device, `max_length` to the model's context, at most `LONGEST` or `max_tokens`. Raises UserError on
-    a model without a score head, of another family, or not whole.
+    Without an rmkit.json, `say` tells what is assumed about template and end token. `max_tokens` defaults to `BUDGET`
+    of the device, `max_length` to the model's context, at most `max_tokens` or, without it, `LONGEST`. Raises UserError
+    on a model without a score head, of an untested family, or with missing tensors.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(name)
@@ -197,8 +197,8 @@ def load_scorer(
 
 
 def _round_projections(model: RewardModel) -> None:
-    """The decoder layers' projections in bf16 for good: the very numbers that autocast makes of them anew in each
-    forward pass, in half the memory. Embedding, norms and score head stay float32, as under autocast."""
+    """Round the decoder layers' projections to bf16 once, to the numbers that autocast makes of them in each forward
+    pass, in half the memory. Embedding, norms and score head stay float32, as under autocast."""
     for part in model.backbone.layers.modules():
         if isinstance(part, nn.Linear):
             part.to(torch.bfloat16)

@@ -12,7 +12,7 @@ from rich.text import Text
 from rmkit.errors import plain
 
 LINE_SECONDS = 5.0
-"""Where there is no terminal, at most one plain line of progress in so many seconds."""
+"""Seconds between two plain lines of progress, at least, where there is no terminal."""
 
 
 def refuse(error: Exception | str, console: Console | None = None) -> None:
@@ -23,7 +23,7 @@ def refuse(error: Exception | str, console: Console | None = None) -> None:
 
 
 class Terminal:
-    """Where a program speaks: made once a program, and silent on every rank but the first (`main`)."""
+    """Output to the user: one object per program, silent on every rank but the first (`main`)."""
 
     def __init__(self, console: Console, main: bool) -> None:
         self.console, self.main = console, main
@@ -34,7 +34,7 @@ class Terminal:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, rows: list[tuple[str, str]]) -> None:
-        """Names and values: the end of a run. Plain lines where there is no terminal."""
+        """The closing table of names and values; plain lines where there is no terminal."""
         if self.main and self.console.is_terminal:
             table = Table(box=box.SIMPLE, show_header=False)
             for name, value in rows:
@@ -45,15 +45,15 @@ class Terminal:
                 self.say(f"{name:<21} {value}")
 
     def progress(self, verb: str, total: int, done: int = 0, noun: str = "") -> "Progress":
-        """A display of how many of `total` things are done, `done` of them before the start; to be closed."""
+        """A progress display for `total` things, `done` of them before the start; the caller closes it."""
         return Progress(self, verb, total, done, noun)
 
 
 class Progress:
-    """How far a program is: a bar on a terminal, elsewhere a plain line now and then.
+    """A progress display: a bar on a terminal, elsewhere a plain line every `LINE_SECONDS`.
 
-    Things with a `noun` are shown with their rate. Things without one, the steps of a training, come with a text of
-    their own, and the first and the last one are shown at once.
+    With a `noun` it shows the rate ("completions/s"). Without one, as for training steps, each `show` brings its own
+    text, and the first and the last are always shown.
     """
 
     def __init__(self, terminal: Terminal, verb: str, total: int, done: int, noun: str) -> None:
@@ -75,7 +75,7 @@ class Progress:
         return (self._done - self._first) / max(1e-9, time.perf_counter() - self._began)
 
     def show(self, done: int, text: str = "") -> None:
-        """`done` of the total are ready; `text` says more of them than their rate."""
+        """Show that `done` of the total are done, with `text` in place of the rate."""
         self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text or self._rate())
@@ -98,7 +98,7 @@ class Progress:
 
 
 def stepped(m: dict[str, Any]) -> str:
-    """What a training step is shown by: loss, accuracy, pairs/s, tokens/s, tokens saved."""
+    """The text of a training step: loss, accuracy, pairs/s, tokens/s, share of the tokens saved."""
     saved = 1.0 - m["tokens/computed"] / max(1, m["tokens/flat"])
     accuracy = f"acc {m['rewards_train/accuracies']:.3f}  " if "rewards_train/accuracies" in m else ""
     return (

@@ -50,20 +50,20 @@ from rmkit.training.validation import all_ranks, means
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a training runs with."""
+    """Everything a training needs: model, optimizer, batches, and the progress it starts from."""
 
     config: TrainConfig
     accelerator: Accelerator
     model: RewardModel
     wrapped: nn.Module
-    """What is called to run the model: itself, or what shares it among the ranks"""
+    """The module whose forward runs the model: the model itself, or its DDP or FSDP2 wrapper"""
     tokenizer: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
     train: Batches
     test: Batches | None
     max_length: int
     progress: Progress
-    """Where it starts: at 0, or at the checkpoint that it goes on from"""
+    """Step 0, or the step of the checkpoint it resumes from"""
 
     @property
     def steps_an_epoch(self) -> int:
@@ -123,8 +123,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
 
 
 def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
-    """One optimizer step, number `step`, on the global batch `indices`: split over ranks and microbatches, one
-    gradient. Raises AgreedError where loss or gradient is not finite: the weights are then those of the step before."""
+    """Optimizer step number `step` on the global batch `indices`, split over ranks and microbatches. Raises AgreedError
+    where loss or gradient norm is not finite; the weights are then those of the step before."""
     config, device = run.config, run.accelerator.device
     sums, flat, computed = None, 0, 0
     for batch, last in run.train.microbatches(indices):
@@ -199,7 +199,7 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def save(run: Run, saver: Saver, progress: Progress, metrics: Metrics) -> Progress:
-    """Have a checkpoint written; where the run stands in it."""
+    """Start writing a checkpoint; returns the progress that it records."""
     progress = replace(progress, metrics_bytes=metrics.bytes)
     saver.save(progress, run.model, run.tokenizer, run.optimizer, run.max_length)
     return progress
@@ -211,7 +211,7 @@ def run_training(
     stops: Callable[[], contextlib.AbstractContextManager[Stop]],
     memory: Memory | None = None,
 ) -> Result:
-    """Train as the resolved `config` says, to the end or until what `stops` gives for the loop is asked for.
+    """Train as the resolved `config` says, to the end or until the `Stop` that `stops` opens around the loop is set.
 
     Raises ValueError with a sentence for the user.
     """

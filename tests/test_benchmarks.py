@@ -73,7 +73,7 @@ def shapes(rows) -> list[tuple]:
 
 
 def test_a_file_of_squares_holds_styles_and_any_other_best_of_n():
-    together: list[str] = []
+    sources: list[str] = []
     names: list[str] = []
     for file, rows in {
         "rm.json": [styled(3, 3), styled(3, 3)],
@@ -82,9 +82,9 @@ def test_a_file_of_squares_holds_styles_and_any_other_best_of_n():
         "squares.jsonl": [styled(2, 2), styled(3, 3)],
     }.items():
         source, ids = read(rows, file)
-        together += source
+        sources += source
         names += ids
-    rows, broken = benchmarks.list_rows(together, names, np.arange(len(names)))
+    rows, broken = benchmarks.list_rows(sources, names, np.arange(len(names)))
     styles, best = benchmarks.part_rows(rows)
     assert broken == 0
     assert [shapes(some) for some in styles] == [[(2, 2)], [(3, 3), (3, 3)]]

@@ -42,9 +42,9 @@ def test_microbatches_are_positions_in_the_data_not_in_the_batch():
     indices = np.array([29, 3, 17, 4, 5, 28])
     found = batches_of(pairs, max_tokens=100, ranks=2).split(indices)
     assert sorted(np.concatenate([part for of_rank in found for part in of_rank]).tolist()) == sorted(indices.tolist())
-    together = [set(part.tolist()) for of_rank in found for part in of_rank]
-    for prompt in ({3, 4, 5}, {28, 29}) if len(together) <= 6 else ():
-        assert any(prompt <= part for part in together)
+    microbatches = [set(part.tolist()) for of_rank in found for part in of_rank]
+    for prompt in ({3, 4, 5}, {28, 29}) if len(microbatches) <= 6 else ():
+        assert any(prompt <= part for part in microbatches)
 
 
 @pytest.mark.parametrize("layout", ["trie", "packed", "padded"])

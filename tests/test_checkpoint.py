@@ -17,7 +17,7 @@ from rmkit.model.pretrained import build_model, load_config
 from rmkit.storage import export, training_state
 from rmkit.storage.atomic import files_below
 from rmkit.storage.checkpoint import Progress, Saver, newest_whole, steps_saved
-from rmkit.storage.checksums import NAME, sums, write_sums
+from rmkit.storage.checksums import NAME, checksums, write_checksums
 from rmkit.train import main
 from rmkit.training.metrics import CLOCK_KEYS
 from rmkit.training.optim import adamw
@@ -120,7 +120,7 @@ def test_a_state_that_is_none_is_damage_although_its_checksum_fits(raw, two_chec
     run = shutil.copytree(two_checkpoints, tmp_path / "run")
     folder = run / "checkpoints" / "step-10"
     (folder / "state.json").write_text(raw)
-    write_sums(folder, [sums(folder, [path for path in files_below(folder) if path.name != NAME])])
+    write_checksums(folder, [checksums(folder, [path for path in files_below(folder) if path.name != NAME])])
     said = []
     assert newest_whole(run, said.append)[0].name == "step-9"
     assert "step-10 is damaged (state.json" in said[0]

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from rmkit.storage.checksums import NAME, damage, sums, write_sums
+from rmkit.storage.checksums import NAME, checksums, damage, write_checksums
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def folder(tmp_path):
     files = [tmp_path / "b", tmp_path / "in" / "a", tmp_path / "\u00e9 c"]
     for file in files:
         file.write_text(file.name * 9)
-    write_sums(tmp_path, [sums(tmp_path, files[:2]), sums(tmp_path, files[2:])])
+    write_checksums(tmp_path, [checksums(tmp_path, files[:2]), checksums(tmp_path, files[2:])])
     assert damage(tmp_path) is None
     return tmp_path
 
@@ -62,7 +62,7 @@ def test_a_pipe_is_damage_and_not_waited_for(folder, name):
 
 def test_a_file_that_rank_0_does_not_see_is_refused(tmp_path):
     with pytest.raises(OSError, match="a of rank 1 is not on the disk of rank 0: all ranks must share one disk"):
-        write_sums(tmp_path, [{}, {"a": "0" * 64}])
+        write_checksums(tmp_path, [{}, {"a": "0" * 64}])
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs sha256sum")

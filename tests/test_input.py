@@ -24,59 +24,59 @@ def read(given, folder, said=None):
 
 
 @pytest.fixture
-def spool(tmp_path):
-    folder = tmp_path / "spool"
+def partial(tmp_path):
+    folder = tmp_path / "partial"
     folder.mkdir()
     return folder
 
 
-def test_a_plain_file_is_not_copied(tmp_path, spool):
+def test_a_plain_file_is_not_copied(tmp_path, partial):
     file = tmp_path / "s.jsonl"
     file.write_bytes(RAW)
-    assert plain_file(str(file), spool, print) == file
-    assert not list(spool.iterdir())
+    assert plain_file(str(file), partial, print) == file
+    assert not list(partial.iterdir())
 
 
 @pytest.mark.parametrize("name", ["s.jsonl.gz", "s.jsonl"])
-def test_gzip_by_content(tmp_path, spool, name):
+def test_gzip_by_content(tmp_path, partial, name):
     file = tmp_path / name
     file.write_bytes(gzip.compress(RAW))
-    assert read(file, spool) == ROWS
-    assert [part.name for part in spool.iterdir()] == ["input"]
+    assert read(file, partial) == ROWS
+    assert [part.name for part in partial.iterdir()] == ["input"]
 
 
 @pytest.mark.parametrize("raw", [RAW, gzip.compress(RAW), json.dumps(ROWS).encode()])
-def test_standard_input(spool, monkeypatch, raw):
+def test_standard_input(partial, monkeypatch, raw):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(raw))))
-    assert read("-", spool) == ROWS
+    assert read("-", partial) == ROWS
 
 
-def test_parquet(tmp_path, spool):
+def test_parquet(tmp_path, partial):
     Dataset.from_list(ROWS).to_parquet(str(tmp_path / "s.parquet"))
-    assert read(tmp_path / "s.parquet", spool) == ROWS
+    assert read(tmp_path / "s.parquet", partial) == ROWS
 
 
-def test_a_folder_and_a_named_set_are_read_as_rmkit_train_reads_them(tmp_path, spool):
+def test_a_folder_and_a_named_set_are_read_as_rmkit_train_reads_them(tmp_path, partial):
     folder = tmp_path / "pairs"
     folder.mkdir()
     (folder / "train.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
-    (row,) = read(folder, spool)
+    (row,) = read(folder, partial)
     assert [row[side][0]["content"] for side in ("prompt", "chosen", "rejected")] == ["q", "a", "b"]
-    assert len(read("demo:test", spool)) == 900
+    assert len(read("demo:test", partial)) == 900
 
 
 @pytest.mark.parametrize("cut", [5, 20, 40])
-def test_a_cut_gzip_file_is_named(tmp_path, spool, cut):
+def test_a_cut_gzip_file_is_named(tmp_path, partial, cut):
     file = tmp_path / "s.json.gz"
     file.write_bytes(gzip.compress(RAW)[:cut])
     with pytest.raises(ValueError, match=r"s\.json\.gz: broken or cut gzip file"):
-        plain_file(str(file), spool, print)
-    assert not (spool / "input").exists()
+        plain_file(str(file), partial, print)
+    assert not (partial / "input").exists()
 
 
-def test_nothing_by_that_name(spool):
+def test_nothing_by_that_name(partial):
     with pytest.raises(UserError) as caught:
-        plain_file("nowhere.json", spool, print)
+        plain_file("nowhere.json", partial, print)
     assert caught.value.told(FLAGS).startswith("SAMPLES nowhere.json: no such file")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rmkit.labelling.partial import Spool
+from rmkit.labelling.partial import PartialScores
 
 
 def line(chunk, scores, **skipped):
@@ -11,41 +11,41 @@ def line(chunk, scores, **skipped):
 
 
 @pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "out.json")
-    spool.open({"--model": "m"}, resume=False, overwrite=False, say=print)
-    return spool
+def partial(tmp_path):
+    partial = PartialScores(tmp_path / "out.json")
+    partial.open({"--model": "m"}, resume=False, overwrite=False, say=print)
+    return partial
 
 
-def test_scores_of_all_ranks_come_together(spool):
+def test_scores_of_all_ranks_come_together(partial):
     for rank, lines in enumerate([[line(0, [1.0, None], long=1)], [line(1, [3.0])]]):
-        with spool.writer(rank) as write:
+        with partial.writer(rank) as write:
             for each in lines:
                 write(each)
-    scores, skipped = spool.scores(np.array([2, 0, 1]), [0, 2, 3])
+    scores, skipped = partial.scores(np.array([2, 0, 1]), [0, 2, 3])
     assert scores.tolist()[1:] == [3.0, 1.0]
     assert np.isnan(scores[0])
     assert skipped == {"long": 1}
-    assert spool.done() == {0, 1}
+    assert partial.done() == {0, 1}
 
 
 @pytest.mark.parametrize("left", range(20))
-def test_a_torn_last_line_is_scored_again(spool, left):
-    with spool.writer(0) as write:
+def test_a_torn_last_line_is_scored_again(partial, left):
+    with partial.writer(0) as write:
         write(line(0, [1.0]))
         write(line(1, [2.0]))
-    file = spool.folder / "scores-0.jsonl"
+    file = partial.folder / "scores-0.jsonl"
     file.write_bytes(file.read_bytes()[: -1 - left])
-    assert spool.done() == {0}
+    assert partial.done() == {0}
     with pytest.raises(ValueError, match="1 chunks are missing"):
-        spool.scores(np.arange(2), [0, 1, 2])
-    with spool.writer(0) as write:
+        partial.scores(np.arange(2), [0, 1, 2])
+    with partial.writer(0) as write:
         write(line(1, [2.5]))
-    assert spool.scores(np.arange(2), [0, 1, 2])[0].tolist() == [1.0, 2.5]
+    assert partial.scores(np.arange(2), [0, 1, 2])[0].tolist() == [1.0, 2.5]
 
 
-def test_what_was_left_is_neither_taken_nor_deleted_unasked(spool):
-    again = Spool(spool.folder.with_name("out.json"))
+def test_what_was_left_is_neither_taken_nor_deleted_unasked(partial):
+    again = PartialScores(partial.folder.with_name("out.json"))
     with pytest.raises(ValueError, match=r"--resume to go on .* --overwrite"):
         again.open({"--model": "m"}, resume=False, overwrite=False, say=print)
     again.open({"--model": "m"}, resume=True, overwrite=False, say=print)
@@ -54,22 +54,22 @@ def test_what_was_left_is_neither_taken_nor_deleted_unasked(spool):
     again.open({"--model": "n"}, resume=False, overwrite=True, say=print)
 
 
-def test_a_kill_before_the_contract_was_written_starts_anew(spool):
-    (spool.folder / "contract.json").unlink()
+def test_a_kill_before_the_contract_was_written_starts_anew(partial):
+    (partial.folder / "contract.json").unlink()
     said = []
-    spool.open({"--model": "n"}, resume=True, overwrite=False, say=said.append)
+    partial.open({"--model": "n"}, resume=True, overwrite=False, say=said.append)
     assert said == ["there is nothing to resume: labelling starts at the first sample"]
 
 
-def test_a_failure_before_the_first_score_leaves_no_folder(spool):
-    with pytest.raises(KeyError), spool.removed_if_unused(True):
+def test_a_failure_before_the_first_score_leaves_no_folder(partial):
+    with pytest.raises(KeyError), partial.removed_if_unused(True):
         raise KeyError
-    assert not spool.folder.exists()
+    assert not partial.folder.exists()
 
 
-def test_no_two_labellings_work_in_one_folder(spool):
+def test_no_two_labellings_work_in_one_folder(partial):
     """Workers that a killed launcher left behind may still write when --resume comes."""
-    again = Spool(spool.folder.with_name("out.json"))
-    with spool.locked(1), pytest.raises(ValueError, match="another labelling is at work"):
+    again = PartialScores(partial.folder.with_name("out.json"))
+    with partial.locked(1), pytest.raises(ValueError, match="another labelling is at work"):
         again.open({"--model": "m"}, resume=True, overwrite=False, say=print)
     again.open({"--model": "m"}, resume=True, overwrite=False, say=print)

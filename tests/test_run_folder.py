@@ -8,7 +8,7 @@ from rmkit.config import BatchConfig, DataConfig, ModelConfig, OptimConfig, Trai
 from rmkit.data import demo
 from rmkit.storage import run_folder, training_state
 from rmkit.storage.checkpoint import Progress
-from rmkit.storage.checksums import sums, write_sums
+from rmkit.storage.checksums import checksums, write_checksums
 from rmkit.storage.run_folder import check_same, open_run
 from rmkit.training.optim import adamw
 from support.oracle import reward_model, tiny_classifier
@@ -25,7 +25,7 @@ def write_checkpoint(config, step, *, whole=True):
     (folder / "model.safetensors").write_bytes(b"weights")
     progress = {"step": step, "examples": 64 * step, "best_step": 3, "best_loss": 0.5, "metrics_bytes": 77}
     (folder / "state.json").write_text(json.dumps({"progress": progress, "config": to_dict(config)}))
-    write_sums(folder, [sums(folder, [folder / "model.safetensors", folder / "state.json"])])
+    write_checksums(folder, [checksums(folder, [folder / "model.safetensors", folder / "state.json"])])
     if not whole:
         (folder / "model.safetensors").write_bytes(b"others")
     return folder

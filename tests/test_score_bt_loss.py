@@ -101,9 +101,9 @@ def test_a_score_does_not_depend_on_its_batch(device):
     arguments, _ = example(9, 70, 4, torch.float32, device)
     none = [x[:0] for x in arguments[2:7]]
     with triton_kernels(device):
-        together = score_bt_loss(*arguments)[1]
+        batched = score_bt_loss(*arguments)[1]
         alone = [score_bt_loss(row[None], arguments[1], *none, 0.0, 1.0)[1] for row in arguments[0]]
-    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(batched, torch.cat(alone))
 
 
 def test_the_formula():

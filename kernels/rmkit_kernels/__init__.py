@@ -1,4 +1,5 @@
-"""The ops at the end of the network and between its layers, each with its PyTorch reference beside its kernels."""
+"""Fused ops with Triton kernels: end-token gather, key/value gather, score and loss; each file holds its PyTorch
+reference too."""
 
 from rmkit_kernels._backend import Kernels
 from rmkit_kernels.gather_end_tokens import gather_end_tokens

@@ -1,4 +1,4 @@
-"""What the kernel files share: Triton where it is installed, who runs an op, and the checks of arguments.
+"""Shared by the kernel files: the import of Triton, the choice of kernel or reference, and argument checks.
 
 `auto` runs Triton on CUDA tensors (float16, bfloat16, float32) and the PyTorch reference on anything else;
 `reference` runs the plain, differentiable reference everywhere. Under `auto` CPU tensors go through the same custom
@@ -21,7 +21,7 @@ except ImportError:  # macOS, Windows, or a CPU-only install: the references nee
     HAS_TRITON = False
 
     class _Absent:
-        """Lets `@triton.jit` and `tl.constexpr` be evaluated; nothing decorated so is ever called."""
+        """Stands in for triton and tl, so that `@triton.jit` and `tl.constexpr` evaluate; no kernel is ever called."""
 
         constexpr = None
 
@@ -38,7 +38,7 @@ _triton_on_cpu = False
 
 @contextlib.contextmanager
 def triton_on_cpu() -> Iterator[None]:
-    """For tests: within it, CPU tensors take the Triton kernels too, through the interpreter (TRITON_INTERPRET=1)."""
+    """For tests: within the block CPU tensors run the Triton kernels too, in the interpreter (TRITON_INTERPRET=1)."""
     global _triton_on_cpu
     if not HAS_TRITON or not triton.knobs.runtime.interpret:
         raise RuntimeError("triton_on_cpu() needs Triton, and TRITON_INTERPRET=1 set before rmkit_kernels is imported")
@@ -50,12 +50,12 @@ def triton_on_cpu() -> Iterator[None]:
 
 
 def cpu_runs_triton(*tensors: Tensor) -> bool:
-    """Asked by the cpu kernel of each op; float64 stays with the reference, as it does on CUDA."""
+    """Whether CPU tensors run the Triton kernels (`triton_on_cpu`); float64 runs the reference, as on CUDA."""
     return _triton_on_cpu and all(tensor.dtype != torch.float64 for tensor in tensors)
 
 
 def takes_op(kernels: str, *tensors: Tensor) -> bool:
-    """Whether the custom op runs these tensors; if not, the plain reference does."""
+    """Whether the custom op runs on these tensors; if not, the plain reference does."""
     if kernels not in ("auto", "reference"):
         raise ValueError(f"kernels is {kernels!r}: set auto or reference")
     if kernels == "reference":
@@ -66,7 +66,7 @@ def takes_op(kernels: str, *tensors: Tensor) -> bool:
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the one that holds the tensor."""
+    """Make the tensor's device the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
@@ -84,7 +84,7 @@ def check_index(name: str, index: Tensor, like: Tensor) -> None:
 
 
 def check_range(name: str, index: Tensor, size: int) -> None:
-    """Refuse indices outside [0, size). CPU tensors only: on a GPU the answer would cost a synchronisation."""
+    """ValueError on indices outside [0, size). CPU tensors only: on a GPU the check would cost a synchronisation."""
     if index.device.type != "cpu" or index.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(index))

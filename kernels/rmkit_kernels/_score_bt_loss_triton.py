@@ -1,4 +1,4 @@
-"""Triton kernels of score_bt_loss, whose file has the formulas, the letters and the references.
+"""Triton kernels of score_bt_loss; formulas, shapes and references are in score_bt_loss.py.
 
 Two launches forward (a row each; all pairs in one program), two backward (scores; hidden and weight by columns).
 """

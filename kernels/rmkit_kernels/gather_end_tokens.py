@@ -62,14 +62,14 @@ def _backward_kernel(
         end = tl.load(end_index_ptr + s0 + lane, mask=s0 + lane < S, other=-1).to(tl.int64)
         ours = (end >= t0) & (end < t0 + BLOCK_T)
         # The sequences that end in this tile, smallest first; BLOCK_S stands for "none left".
-        found = tl.min(tl.where(ours, lane, BLOCK_S), axis=0)
-        while found < BLOCK_S:
-            s = s0 + found.to(tl.int64)
+        first = tl.min(tl.where(ours, lane, BLOCK_S), axis=0)
+        while first < BLOCK_S:
+            s = s0 + first.to(tl.int64)
             row = tl.load(end_index_ptr + s).to(tl.int64)
             # Upcast at once: the interpreter computes garbage in bfloat16, and the sum is float32 anyway.
             part = tl.load(grad_out_ptr + s * stride_os + h * stride_oh, mask=h < H, other=0.0).to(tl.float32)
             grad += tl.where((t == row)[:, None], part[None, :], 0.0)
-            found = tl.min(tl.where(ours & (lane > found), lane, BLOCK_S), axis=0)
+            first = tl.min(tl.where(ours & (lane > first), lane, BLOCK_S), axis=0)
     grad_ptrs = grad_hidden_ptr + t[:, None] * stride_ht + h[None, :]
     tl.store(grad_ptrs, grad.to(grad_hidden_ptr.dtype.element_ty), mask=(t < T)[:, None] & (h < H)[None, :])
 

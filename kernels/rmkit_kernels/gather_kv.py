@@ -2,8 +2,8 @@
 
     grad_k[t] = sum of grad_k_out[i] over the i with kv_index[i] == t, in the order of i; grad_v likewise
 
-A row that K sequences share has K copies, whose gradients a stored row sums. index_add does that with atomics: two
-terms commute, three do not, so a run would not repeat. Here the copies of row t are found through an inverse index,
+The gradient of a row that K sequences share is the sum over its K copies. index_add sums with atomics: two terms
+commute, three do not, so a run would not repeat. Here the copies of row t are looked up in an inverse index,
 `kv_copies`: a stable sort of kv_index and the T + 1 borders between its rows, all on the device, without a host
 synchronisation. It is the same for every layer of a network, so a caller may build it once per batch and hand it in;
 without it the backward pass builds it again in each layer. Keys and values share one launch, forward and backward.

@@ -1,1 +1,1 @@
-"""From token sequences to packed batches: the trie, its lengths, the plan of who runs what."""
+"""From token sequences to packed batches: the trie, its lengths, the split over ranks and microbatches."""

@@ -1,4 +1,4 @@
-"""Batches of any of a data set's items: dealt out to ranks and microbatches, filled with tokens."""
+"""Packed batches of any list of items: split over ranks and microbatches, then filled with tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from rmkit.config import BatchConfig
 from rmkit.errors import UserError, flag
 
 BLOCK = 1 << 16
-"""Pairs that are measured at once."""
+"""Pairs whose tokens are counted at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenisedTexts:
-    """N conversations as token sequences, to be scored one by one."""
+    """N tokenised conversations, each scored for itself."""
 
     columns: tuple[Sequence[np.ndarray]]
     """One column of N sequences"""
@@ -27,18 +27,18 @@ class TokenisedTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """What a rank runs of any list of items: pairs in training and validation, lone texts in scoring."""
+    """Makes a rank's packed batches of any list of items: pairs in training and validation, single texts in scoring."""
 
     items: TokenisedPairs | TokenisedTexts
     config: BatchConfig
     pad_token_id: int
     pair_cost: float
-    """Work of one (query, key) pair, in tokens"""
+    """Cost of one (query, key) pair of attention, in tokens"""
     rank: int = 0
     ranks: int = 1
 
     def split(self, indices: np.ndarray) -> list[list[np.ndarray]]:
-        """The items `indices` dealt out as [rank][microbatch] arrays of them, the same number for every rank."""
+        """Split the items `indices` into [rank][microbatch] arrays; every rank gets the same number of microbatches."""
         return split(
             self.items.lengths,
             indices,
@@ -55,9 +55,9 @@ class Batches:
             yield self.pack(part), i == len(parts) - 1
 
     def pack(self, indices: np.ndarray) -> PackedBatch:
-        """One packed batch of the items `indices`; none gives the one-token batch of a rank that has nothing left.
+        """One packed batch of the items `indices`; no items give the one-token batch of a rank that has nothing left.
 
-        Pairs stand as TRL stacks them: all chosen sides first, then all rejected ones.
+        Pairs are stacked as in TRL: all chosen sides first, then all rejected ones.
         """
         columns, n = self.items.columns, len(indices)
         sides = [columns[0][i] for i in indices]
@@ -75,7 +75,7 @@ class Batches:
 
 
 def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
-    """ValueError where a pair alone takes more than --batch.max-tokens: said before a run, not at the step it is in."""
+    """ValueError, before training starts, where a single pair takes more than --batch.max-tokens."""
     over, largest, worst = 0, 0, 0
     for start in range(0, len(pairs), BLOCK):
         items = np.arange(start, min(start + BLOCK, len(pairs)))
@@ -84,9 +84,9 @@ def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
         if tokens.max() > largest:
             largest, worst = int(tokens.max()), start + int(tokens.argmax())
     if over:
-        found = (
+        over_budget = (
             f"{over} of {len(pairs)} pairs take more under {flag('batch.layout')} {config.layout}, the largest "
             f"{largest} tokens ({pairs.source[worst]})"
         )
-        hint = f"{found}; raise the budget, or lower {flag('data.max_length')}"
+        hint = f"{over_budget}; raise the budget, or lower {flag('data.max_length')}"
         raise UserError("batch.max_tokens", config.max_tokens, hint)

@@ -1,4 +1,4 @@
-"""What a data set says of a pair besides its two texts: one object that travels from the tokens to the loss."""
+"""The labels of pairs (margin, target, weight, ratings): one object that is passed from the data to the loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

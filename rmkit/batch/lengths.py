@@ -1,8 +1,8 @@
-"""What a plan needs to know of the data: how long each sequence is, and how much of it those before it have said.
+"""Lengths and shared prefixes of all sequences, from which the planner counts the tokens of any batch.
 
-The sequences of a prompt group are sorted once, by their tokens. Then any two of them share the least of the prefixes
-that stand between them in that order, so the trie of any part of a group is counted exactly from lengths alone: no
-token is read again.
+The sequences of a prompt group are sorted once, by their tokens. Then the prefix that any two of them share is the
+shortest of the neighbours' prefixes between them in that order, so the trie of any part of a group is counted exactly
+from lengths alone: no token is read again.
 
 Letters: N items, W sequences of each (a pair has 2, a lone sequence 1), P parts.
 """
@@ -18,16 +18,16 @@ from rmkit.batch.trie import Layout, common_prefix, sort_key
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths of the N * W sequences of N items in an order of their own, and the prefixes they share in it.
+    """Lengths of the N * W sequences of N items, and the prefix that each shares with its predecessor, in sorted order.
 
-    The groups stand one after another, the sequences of each in an order in which those that share most are next to
-    one another. 32 bytes a pair, `group` among them.
+    The order is by group, and within a group by tokens, so that sequences that share most are neighbours. 32 bytes a
+    pair, `group` included.
     """
 
     group: np.ndarray
     """int64 [N]: equal where the prompt is equal"""
     place: np.ndarray
-    """int32 [N, W]: where each sequence of an item stands in the order"""
+    """int32 [N, W]: place of each sequence of an item in that order"""
     length: np.ndarray
     """int32 [N * W], by place: tokens"""
     prefix: np.ndarray
@@ -36,7 +36,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What P parts of the data compute under a layout; int64 [P] each."""
+    """Sequences, tokens and attention of P parts of the data under a layout; int64 [P] each."""
 
     sequences: np.ndarray
     ends: np.ndarray
@@ -46,21 +46,20 @@ class Counts:
     tokens: np.ndarray
     """Positions of the row, padding included"""
     keys: np.ndarray
-    """(query, key) pairs of one head: a token at position p sees p + 1 keys"""
+    """(query, key) pairs of one head: a token at position p attends to p + 1 keys"""
 
     def load(self, pair_cost: float) -> np.ndarray:
-        """Work in tokens, float64 [P], where one (query, key) pair is worth `pair_cost` of them."""
+        """Compute in units of tokens, float64 [P]; one (query, key) pair costs `pair_cost` tokens."""
         return self.tokens + pair_cost * self.keys
 
 
 def measure(
     columns: Sequence[Sequence[np.ndarray]], length: np.ndarray, group: np.ndarray, shared: np.ndarray | None = None
 ) -> Lengths:
-    """Sort each group's sequences and measure what neighbours share.
+    """Sort each group's sequences and measure the prefixes that neighbours share.
 
-    `columns` are W columns of N token sequences, `length` int [N, W] theirs, `group` int64 [N]. `shared` int [N] is,
-    where W = 2 and it is known, how many tokens the two sequences of an item share: then the tokens of a group of one
-    item are not read.
+    `columns` are W columns of N token sequences, `length` int [N, W] their lengths, `group` int64 [N]. `shared` int
+    [N], for W = 2 only, holds how many tokens an item's two sequences share: groups of one item are then not read.
     """
     n, width = length.shape
     items = np.argsort(group, kind="stable")
@@ -89,9 +88,9 @@ def measure(
 
 
 def count(lengths: Lengths, items: np.ndarray, part: np.ndarray, parts: int, layout: Layout) -> Counts:
-    """What each part computes: `part` int64 [n] says which of `parts` each of the n `items` belongs to.
+    """Count what each part computes; `part` int64 [n] is the part, of `parts`, that each of the n `items` belongs to.
 
-    A part lies within one group, and no item stands twice. Sharing is counted within a part. Exact under every layout;
+    A part lies within one group, and no item occurs twice. Only sharing within a part counts. Exact under every layout;
     a batch of several parts takes at most their sum (`joined`).
     """
     place = lengths.place[items].ravel()
@@ -115,10 +114,10 @@ def count(lengths: Lengths, items: np.ndarray, part: np.ndarray, parts: int, lay
 
 
 def joined(counts: Counts, batch: np.ndarray, batches: int, layout: Layout) -> Counts:
-    """What `batches` batches of parts compute: `batch` int64 [P] says which of them each part goes to.
+    """Count what each of `batches` batches of parts computes; `batch` int64 [P] is the batch of each part.
 
-    An upper bound under trie, because parts may share more: the preamble of a template, the prompt of a group that was
-    cut. Exact under the other layouts.
+    An upper bound under trie, since parts may share tokens too: the preamble of a template, the prompt of a group that
+    was cut. Exact under the other layouts.
     """
     longest = np.zeros(batches, np.int64)
     np.maximum.at(longest, batch, counts.longest)

@@ -31,16 +31,16 @@ REASONS = {
     NO_TOKEN: "no token is left of a side",
     ENDS_IN_PAD: "ends in the pad token, which other readers would not score",
 }
-"""Why a pair is dropped, by the number that the table holds: ten million of them are ten megabytes, not gigabytes."""
+"""Why a pair is dropped, by its code in the table: ten million codes are ten megabytes, texts would be gigabytes."""
 
 WORKERS_A_CORE = 4
-"""Processes that tokenise on each core at most: more gain nothing, and each takes hundreds of megabytes."""
+"""Most processes that tokenise per core: more gain nothing, and each takes hundreds of megabytes."""
 
 
 class TokenColumn:
     """A column of token sequences, read from the memory-mapped table without a copy: column[i] is int32 [length].
 
-    `rows` int64 [N]: which preference, of those that were tokenised, each sequence belongs to.
+    `rows` int64 [N]: row of the table that holds each sequence (dropped pairs have rows too).
     """
 
     def __init__(self, dataset: Dataset, name: str, rows: np.ndarray) -> None:
@@ -63,7 +63,7 @@ class TokenColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenisedPairs:
-    """N preferences as token sequences; everything but the tokens lies in numpy arrays of length N."""
+    """N tokenised preferences; everything but the tokens is held in numpy arrays of length N."""
 
     chosen: TokenColumn
     rejected: TokenColumn
@@ -72,7 +72,7 @@ class TokenisedPairs:
     labels: PairLabels
     """float64, on the CPU"""
     lengths: Lengths
-    """Of both sides of each pair, for the planner"""
+    """Lengths and shared prefixes of both sides of each pair, for the planner"""
     source: SequenceOf[str]
     """Where each preference comes from: "file:line" or "set:row" """
     dropped: dict[str, int] = field(default_factory=dict)
@@ -96,8 +96,8 @@ def tokenise(
 ) -> TokenisedPairs:
     """Tokenise both sides of every preference once, through `datasets` map with its cache and worker processes.
 
-    Pairs over `max_length` are treated as --data.overlong says; whatever is dropped is counted by reason and said.
-    `objectives` are those whose ratings are read; without any, a rated response that stands alone is refused.
+    Pairs over `max_length` are handled as --data.overlong says; `say` tells how many are dropped, by reason.
+    `objectives` are those whose ratings are read; without any, a rated response without a pair is refused.
     Raises ValueError on the first over-long pair (--data.overlong error), on a conversation that the chat template
     refuses, and where no pair is left.
     """
@@ -236,7 +236,7 @@ def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: i
 def _fit(
     chosen: list[int], rejected: list[int], pad: int, max_length: int, overlong: str, compared: bool
 ) -> tuple[int, list[int], list[int]]:
-    """KEPT, STOP or the reason why a pair is dropped, and its sides, cut if so asked."""
+    """KEPT, STOP or the reason why a pair is dropped; and its two sides, cut where --data.overlong says so."""
     if max(len(chosen), len(rejected)) > max_length:
         if overlong == "drop":
             return OVERLONG, [], []

@@ -1,8 +1,8 @@
-"""Which preferences make a step, and which of them each rank runs at once.
+"""The planner: which preferences form a global batch, and how it is split over ranks and microbatches.
 
-The order of an epoch, and so every global batch, is a pure function of (data, seed, epoch): it knows neither the
-number of ranks nor the token budget. Splitting a global batch over ranks and microbatches changes who computes what,
-never the gradient, because the loss is a sum over the global batch.
+The order of an epoch, and so every global batch, is a pure function of (data, seed, epoch), independent of the number
+of ranks and the token budget. The split changes which rank computes what, never the gradient, because the loss is a
+sum over the global batch.
 """
 
 import heapq
@@ -19,25 +19,25 @@ from rmkit.config import TrainConfig
 from rmkit.errors import UserError, flag
 
 LOOK_AHEAD = 32
-"""Groups that may wait for a batch with room before one of them is cut."""
+"""Prompt groups that may wait for a batch with enough room before one of them is cut."""
 BLOCK = 1 << 16
 """Groups that are held as Python objects at once: ten million of them would take gigabytes."""
 NEAR = 1.02
-"""A step this close to the mean load of its ranks is not planned again."""
+"""A step within this factor of its lower bound (mean load, or the heaviest single item) is not split more finely."""
 SEGMENTS = 2048
 """Distinct end tokens of a microbatch, at most. Flash attention's backward keeps 128 rows in float32 for each segment
 beside its tokens: 4.3 GB for Llama-3-8B at this bound; past 4,096 its 32-bit offsets may overflow."""
 SHARES = (1.0, 0.85, 0.7)
-"""Shares of a microbatch's mean load over which groups are cut, in turn. Smaller pieces fill the ranks more evenly, but
-each computes its prompt again: below these the step grows longer."""
+"""Shares of a microbatch's mean load above which groups are cut, tried in turn. Smaller pieces balance the ranks
+better, but each computes its prompt again: below these the step takes longer."""
 
 
 def epoch_order(group: np.ndarray, epoch: int, config: TrainConfig) -> np.ndarray:
-    """Order of N preferences in one epoch; int64 [N]. Global batch b is order[b * pairs : (b + 1) * pairs].
+    """Order of N preferences in one epoch, int64 [N]; global batch b is order[b * pairs : (b + 1) * pairs].
 
     `group` int64 [N] is equal where the prompt is equal. Without --data.shuffle the order is that of the file. With
-    --batch.group prompt whole groups are shuffled, and laid so that few straddle two batches; one that is larger than
-    a batch always does.
+    --batch.group prompt whole groups are shuffled, and placed so that few are split over two batches; a group larger
+    than a batch always is.
     """
     if not config.data.shuffle:
         return np.arange(len(group))
@@ -59,7 +59,7 @@ def epoch_order(group: np.ndarray, epoch: int, config: TrainConfig) -> np.ndarra
 
 
 def _whole_groups(groups: np.ndarray, sizes: np.ndarray, pairs: int) -> Iterator[np.ndarray]:
-    """The same groups, block by block, with those that do not fit into the current batch waiting for one with room."""
+    """Reorder groups, block by block: one that does not fit into the current batch waits for one with enough room."""
     placed: list[int] = []
     waiting: deque[tuple[int, int]] = deque()
     room = pairs
@@ -101,14 +101,14 @@ def pair_cost_of(layers: int, heads: int, head_dim: int, parameters: int) -> flo
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """Where the units of a global batch run."""
+    """The rank and microbatch of each unit (a prompt group or a piece of one) of a global batch."""
 
     slot: np.ndarray
     """int64 [U]: rank * microbatches + microbatch of each unit"""
     microbatches: int
     """Of each rank"""
     duration: float
-    """Load of the step where the ranks wait for one another at every microbatch"""
+    """Load of the step if the ranks wait for one another at every microbatch"""
 
 
 def split(
@@ -158,8 +158,8 @@ def _cut(
     counts: Counts,
     times: Callable[[Counts], np.ndarray],
 ) -> tuple[np.ndarray, Counts]:
-    """Cut units until none of several items is larger than it may be: `times` says how many times as large each is.
-    The unit of each item then, int64 [N], and what each unit computes."""
+    """Cut units until none of several items is too large; `times` gives the size of each unit over the largest allowed.
+    Returns the unit of each item, int64 [N], and what each unit computes."""
     while True:
         size = np.bincount(unit)
         pieces = np.clip(np.ceil(times(counts)).astype(np.int64), 1, size)
@@ -192,22 +192,23 @@ def _plan(counts: Counts, layout: Layout, pair_cost: float, ranks: int, max_toke
 
 
 def _lightest_first(load: np.ndarray, batches: int) -> np.ndarray:
-    """int64 [U]: the microbatch of each unit, the longest first onto the lightest."""
+    """int64 [U]: the microbatch of each unit; the heaviest unit first, each onto the lightest microbatch."""
     order = np.argsort(-load, kind="stable")
     heap = [(0.0, batch) for batch in range(batches)]
-    found = []
+    batch_by_load = []
     for cost in load[order].tolist():
         light, batch = heap[0]
         heapq.heapreplace(heap, (light + cost, batch))
-        found.append(batch)
+        batch_by_load.append(batch)
     of_unit = np.empty(len(load), np.int64)
-    of_unit[order] = found
+    of_unit[order] = batch_by_load
     return of_unit
 
 
 def _dealt(load: np.ndarray, ranks: int) -> tuple[np.ndarray, float]:
-    """Deal ranks * M microbatches out: those of like load run at the same time, the heaviest on the rank that has had
-    least. Returns rank * M + turn of each, int64 [ranks * M], and the sum of each turn's heaviest."""
+    """Assign ranks * M microbatches to ranks: those of similar load run in the same turn, the heaviest on the rank with
+    the least load so far. Returns rank * M + turn of each, int64 [ranks * M], and the sum over the turns of the
+    heaviest load."""
     turns = np.argsort(-load, kind="stable").reshape(-1, ranks)
     had, slot = np.zeros(ranks), np.empty(len(load), np.int64)
     for turn, batches in enumerate(turns):

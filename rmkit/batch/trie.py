@@ -46,21 +46,21 @@ class Segments:
     copies: tuple[Tensor, Tensor] | None = None
     """`kv_copies` of kv_index, for the backward pass on a GPU: made before the layers, for all of them"""
     made: dict = field(default_factory=dict, compare=False)
-    """What the attention makes of these segments on a CPU, once for all layers: masks, runs of shared prefixes"""
+    """Cache of what attention on a CPU makes of these segments, once for all layers: masks, runs of shared prefixes"""
 
     def mask(self, n: int, m: int, window: int | None, device: torch.device) -> Tensor:
         """Bool [n, m]: the last n of m positions see the keys up to themselves, at most `window` of them."""
-        found = self.made.get((n, m, window))
-        if found is None:
+        mask = self.made.get((n, m, window))
+        if mask is None:
             distance = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
-            found = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-            self.made[n, m, window] = found
-        return found
+            mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+            self.made[n, m, window] = mask
+        return mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """The E distinct end tokens: all that the last layer has to compute."""
+    """The E distinct end tokens, the only rows whose output the last layer computes."""
 
     rows: Tensor
     """int64 [E]: where they stand in the row; no row twice"""
@@ -91,7 +91,7 @@ class PackedBatch:
     rejected: Tensor
     """int64 [N]"""
     labels: PairLabels
-    """Of the N preferences, as tensors"""
+    """Labels of the N preferences, as tensors"""
 
     @property
     def tokens(self) -> int:

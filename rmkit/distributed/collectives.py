@@ -1,11 +1,11 @@
-"""What the processes of a run (its ranks) do together, in the words that every program uses for it.
+"""Running an action on all ranks, or on the first one, with errors and results shared by all.
 
-    on_every_rank(action)       every rank acts and learns what each of them made of it
-    on_first_rank(action)       the first one acts, and all learn what it made of it
-    first_then_others(action)   the first one fills a cache, then the others read it
-    agreed(action)              every rank acts for itself
+    on_every_rank(action)       every rank runs it; all get the results of all
+    on_first_rank(action)       rank 0 runs it; all get its result
+    first_then_others(action)   rank 0 runs it and fills a cache, then the others run it and read the cache
+    agreed(action)              every rank runs it and gets its own result
 
-Each of them returns when all ranks have done it. A rank that failed alone would leave the others waiting for ever in
+Each of them returns when all ranks are done. A rank that failed alone would leave the others waiting for ever in
 their next collective call, so an error of one is raised by all: a user's error as an AgreedError, which is told once.
 """
 
@@ -25,7 +25,7 @@ from rmkit.runtime import Stop
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""After which a process gives up that waits for one which prepares the data, labels or evaluates its share."""
+"""How long a rank waits for another one that prepares the data, labels or evaluates."""
 
 
 def rank(group: dist.ProcessGroup | None = None) -> int:
@@ -37,10 +37,10 @@ def ranks(group: dist.ProcessGroup | None = None) -> int:
 
 
 def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-    """Run `action` on every rank of `group` (None: all); what it returned, by rank. One process needs no group.
+    """Run `action` on every rank of `group` (None: all); its results, by rank. A single process needs no group.
 
-    Raises AgreedError on all of them where it met a user's error on one. What is not the user's to mend keeps its kind
-    on the rank that met it and is a RuntimeError on the others. An error of another rank names that rank.
+    Where it raises a user's error on one rank, all raise AgreedError. Any other error is raised as it is on its own
+    rank and as a RuntimeError on the others. An error of another rank names that rank.
     """
     outcome = error = None
     try:
@@ -62,12 +62,12 @@ def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = Non
 
 
 def on_first_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Run `action` on rank 0 alone; what it returned, or its error, on every rank."""
+    """Run `action` on rank 0 alone; every rank returns its result, or raises its error."""
     return on_every_rank(action if rank(group) == 0 else lambda: None, group)[0]
 
 
 def agreed(action: Callable[[], T]) -> T:
-    """What `action` returns here, once it has ended on every rank, however long that takes.
+    """Run `action` on every rank and return this rank's result, once all are done, however long that takes.
 
     `action` must not wait for another rank itself.
     """
@@ -77,7 +77,7 @@ def agreed(action: Callable[[], T]) -> T:
 
 
 def first_then_others(action: Callable[[], T]) -> T:
-    """What `action` returns here: it runs on rank 0, which fills a cache, and then on the others, which read it."""
+    """Run `action` on rank 0, which fills a cache, and then on the others, which read it; this rank's result."""
     first = rank() == 0
     made = agreed(action if first else lambda: None)
     again = agreed(action if not first else lambda: None)
@@ -94,7 +94,7 @@ def _of_user(error: Exception) -> bool:
 
 
 def _sent(error: Exception) -> tuple[object, ...]:
-    """What tells other ranks of an error. Not the error itself: not every one survives the way to another process."""
+    """An error as plain values for the other ranks: not every exception survives pickling."""
     if isinstance(error, UserError):
         return (error.field, None if error.value is None else str(error.value), error.hint, *error.ways)
     if _of_user(error):
@@ -111,7 +111,7 @@ def _received(other: int, *sent: str) -> Exception:
 
 
 def agreed_stop(stop: Stop, device: torch.device) -> signal.Signals | None:
-    """What any rank was asked, on every rank: a checkpoint is written by all of them or hangs."""
+    """The signal that any rank has received, on every rank: writing a checkpoint takes all of them."""
     if ranks() == 1:
         return stop.received
     number = torch.tensor([stop.received or 0], device=device)

@@ -1,4 +1,4 @@
-"""The processes of a run: how they start and end, and what is said when one is lost."""
+"""Start and end of the processes of a run, and the message when one is lost."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from rmkit.distributed.collectives import ranks
 from rmkit.distributed.sharding import strategy_on
 
 TIMEOUT = timedelta(minutes=30)
-"""After which a process that waits in a step gives up: longer than the slowest save or evaluation of the others. One
-that dies is noticed at once: by the launcher, and on CPUs by its closed connection."""
+"""How long a process waits in a step for the others: longer than their slowest save or evaluation. One that dies is
+noticed at once: by the launcher, and on CPUs by its closed connection."""
 
 ROLL_CALL = 5.0
 """Seconds for which the processes that have lost one wait for each other's answer."""
@@ -39,27 +39,27 @@ def overruled(config: TrainConfig) -> list[str]:
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and device == "cuda")
     fsdp = strategy_on(device, config.parallel) == "fsdp"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    found = []
+    ignored = []
     if precision != "no" and not (precision == "bf16" and bf16):
-        found.append((f"mixed precision {precision}", f"--model.precision {'bf16' if bf16 else 'fp32'} holds"))
+        ignored.append((f"mixed precision {precision}", f"--model.precision {'bf16' if bf16 else 'fp32'} holds"))
     if _on("ACCELERATE_USE_FSDP"):
         if not fsdp:
-            found.append(("FSDP", "--parallel.strategy ddp holds; give --parallel.strategy fsdp"))
+            ignored.append(("FSDP", "--parallel.strategy ddp holds; give --parallel.strategy fsdp"))
         if _on("FSDP_OFFLOAD_PARAMS") and not config.parallel.cpu_offload:
-            found.append(("parameters on the CPU", "give --parallel.cpu-offload"))
+            ignored.append(("parameters on the CPU", "give --parallel.cpu-offload"))
         if _on("FSDP_ACTIVATION_CHECKPOINTING") and not config.model.gradient_checkpointing:
-            found.append(("activation checkpointing", "give --model.gradient-checkpointing"))
+            ignored.append(("activation checkpointing", "give --model.gradient-checkpointing"))
         if "HYBRID" in os.environ.get("FSDP_SHARDING_STRATEGY", "") and config.parallel.replicate == 1:
-            found.append(("hybrid sharding", "give --parallel.replicate 0, a copy of the model on each node"))
+            ignored.append(("hybrid sharding", "give --parallel.replicate 0, a copy of the model on each node"))
     used = "ddp" if not fsdp else "fsdp"
     for variable, engine in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
         if _on(variable):
-            found.append((engine, f"--parallel.strategy {used} holds"))
+            ignored.append((engine, f"--parallel.strategy {used} holds"))
     if _on("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        found.append(("a parallelism configuration", f"--parallel.replicate {config.parallel.replicate} holds"))
+        ignored.append(("a parallelism configuration", f"--parallel.replicate {config.parallel.replicate} holds"))
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        found.append(("torch.compile", "there is no flag for it"))
-    return [f"accelerate's configuration asks for {what}, which is not done: {why}" for what, why in found]
+        ignored.append(("torch.compile", "there is no flag for it"))
+    return [f"accelerate's configuration asks for {what}, which is not done: {why}" for what, why in ignored]
 
 
 def _on(variable: str) -> bool:

@@ -1,1 +1,1 @@
-"""What python -m rmkit.label is made of: chunks of samples, the spool of their scores, and the records written."""
+"""The parts of python -m rmkit.label: chunks of samples, the scores kept so far, and the records written."""

@@ -1,4 +1,5 @@
-"""Chunks of samples: what is tokenised, scored and kept at once, and the same whoever scores it."""
+"""Chunks of samples, each tokenised, scored and saved at once. How a file is cut into chunks does not depend on the
+number of processes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,33 +12,34 @@ from rmkit.labelling.index import SampleFile
 from rmkit.scorer import Scorer
 
 CHUNK = 256
-"""Samples that are tokenised, scored and kept at once; a kill costs each process at most so many."""
+"""Samples of a chunk, about: a kill costs each process at most one chunk of work."""
 SMALLEST_CHUNK, CHUNKS = 32, 16
-"""A short file is cut into at least so many chunks, as long as they are no smaller, so that several processes help."""
+"""A short file is cut into about `CHUNKS`, for several processes to share, unless they would be smaller than this."""
 LONGEST_CHUNK = 4096
-"""Samples of one prompt that stay together."""
+"""Samples of one prompt beyond which they are cut into several chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Samples of some prompts as token sequences."""
+    """Samples that are scored at once, as token sequences; each distinct text stands in it once."""
 
     number: int
     positions: np.ndarray
-    """int64 [K]: samples of the chunk, in the file's numbering"""
+    """int64 [K]: index of each sample in the file"""
     twin: np.ndarray
-    """int64 [K]: which of the U distinct texts each one is"""
+    """int64 [K]: index of each sample's text among the U distinct ones"""
     sequences: list[np.ndarray]
-    """U token sequences"""
+    """The U distinct texts, tokenised: int32 [length] each"""
     group: np.ndarray
     """int64 [U]: equal where the prompt is the same"""
 
 
 def chunk_bounds(starts: np.ndarray) -> list[int]:
-    """Cuts of the samples in order of their prompts, G + 1 `starts`, into chunks; most keep prompts whole.
+    """Bounds of the chunks over samples ordered by prompt: chunk c holds samples bounds[c] to bounds[c + 1] of them.
 
-    A function of the input alone: neither the number of processes nor an interruption moves a sample to another batch,
-    so every one of them gives the same scores to the last bit.
+    `starts` int64 [G + 1] is where each prompt's samples start. A prompt is cut only where it has more than
+    `LONGEST_CHUNK` samples. The bounds depend on the input alone: neither the number of processes nor an interruption
+    moves a sample to another batch, so scores are the same to the last bit.
     """
     size = min(CHUNK, max(SMALLEST_CHUNK, int(starts[-1]) // CHUNKS))
     bounds = [0]
@@ -64,12 +66,12 @@ def tokenised(file: SampleFile, number: int, positions: np.ndarray, scorer: Scor
 
 
 def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
-    """The line of a chunk for the spool. ValueError where a score is no number, with the sample that has it."""
+    """Score a chunk; its line of the score file. ValueError, naming the sample, on a score that is not finite."""
     lengths = np.array([len(sequence) for sequence in chunk.sequences])
     fits = np.flatnonzero((lengths > 0) & (lengths <= scorer.max_length))
-    found = scorer.score_tokens([chunk.sequences[i] for i in fits], chunk.group[fits])
+    rewards = scorer.score_tokens([chunk.sequences[i] for i in fits], chunk.group[fits])
     distinct: list[float | None] = [None] * len(lengths)
-    for i, score in zip(fits.tolist(), found.tolist(), strict=True):
+    for i, score in zip(fits.tolist(), rewards.tolist(), strict=True):
         if not np.isfinite(score):
             bad = int(chunk.positions[np.flatnonzero(chunk.twin == i)[0]])
             raise ValueError(f"{file.where(bad)}: the model gives it the score {score}; nothing is written")

@@ -25,7 +25,7 @@ FLAGS = {
     "batch.max_tokens": "--max-tokens",
     "batch.layout": "--layout",
 }
-"""What the parts that training shares speak of -> what it is called here."""
+"""Fields of the training configuration -> the flags of label; None where it has no such flag."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class LabelConfig:
 
     @property
     def demo(self) -> bool:
-        """Whether embedded samples are labelled: nothing was named."""
+        """Whether no SAMPLES are named, so that the embedded ones are labelled."""
         return self.samples is None
 
     @property
@@ -93,7 +93,7 @@ class LabelConfig:
         return Path(self.feedback_file or DEMO_FEEDBACK)
 
     def resolved(self) -> "LabelConfig":
-        """The same labelling with the embedded defaults written out; ValueError where a part of it is not named."""
+        """The configuration with the demo's defaults filled in; ValueError where FEEDBACK or --model is missing."""
         if self.demo:
             return dataclasses.replace(
                 self,
@@ -109,7 +109,7 @@ class LabelConfig:
         return self
 
     def check_output(self) -> None:
-        """ValueError where FEEDBACK cannot be written, or would take the place of something."""
+        """ValueError where FEEDBACK cannot be written, or would replace a file without --overwrite."""
         output = self.output
         if not output.name.endswith((".json", ".jsonl")):
             raise ValueError(f"FEEDBACK {output}: the name should end in .json (an array) or .jsonl (lines)")
@@ -123,7 +123,7 @@ class LabelConfig:
             raise ValueError(f"FEEDBACK {output}: it exists; give --overwrite to replace it, or another name")
 
     def contract(self) -> dict[str, Any]:
-        """What decides the scores: flags, and what tells a changed input or model."""
+        """Everything the scores depend on: flags, and size and time of the input and of the model's files."""
         folder = Path(self.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return {

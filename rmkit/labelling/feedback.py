@@ -1,7 +1,7 @@
-"""From scores to feedback: which samples of a prompt are compared, by what threshold, and the records that say so.
+"""From scores to feedback records: which samples of a prompt form pairs, the threshold, and the fields of each record.
 
-Pure functions. The rules and the schemas are those of HALOs' labeller (`train/label.py`), without its faults: no sample
-meets itself, a tie is no preference, and sample_id, generator and dataset are kept.
+Pure functions. Rules and schemas are those of HALOs' labeller (`train/label.py`), with its faults mended: no sample is
+paired with itself, a tie makes no pair, and sample_id, generator and dataset are kept.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ Format = Literal["halos", "trl", "openrlhf"]
 Record = dict[str, Any]
 
 TIE = 1e-12
-"""Gaps that differ by no more are the same smallest gap (HALOs)."""
+"""Gaps within this of the smallest one count as equal to it (HALOs)."""
 
 
 def number_of(threshold: str | None, feedback: Feedback) -> float | Literal["mean", "median"]:
-    """--threshold as a number, or the word for what the scores will decide.
+    """--threshold as a number, or "mean" or "median", which are taken over the scores later.
 
-    By default the median for binary and 0 for pairwise. Raises ValueError where it makes no sense.
+    By default the median for binary and 0 for pairwise. Raises ValueError where the feedback has no such threshold.
     """
     if feedback in ("scalar", "best"):
         if threshold is not None:
@@ -40,49 +40,49 @@ def number_of(threshold: str | None, feedback: Feedback) -> float | Literal["mea
             )
         return threshold
     try:
-        found = float(threshold)
+        number = float(threshold)
     except ValueError:
-        found = np.nan
-    if not np.isfinite(found):
+        number = np.nan
+    if not np.isfinite(number):
         words = ", mean or median" if feedback == "binary" else ""
         raise ValueError(f"--threshold {threshold}: set a finite number{words}")
-    if feedback == "pairwise" and found < 0:
+    if feedback == "pairwise" and number < 0:
         raise ValueError(f"--threshold {threshold}: a gap is never negative; set 0 or more")
-    return found
+    return number
 
 
 def bar(threshold: float | Literal["mean", "median"], scores: np.ndarray) -> float:
     """The reward from which a sample is desirable; mean and median are over all scored samples."""
     if isinstance(threshold, float):
         return threshold
-    found = scores[~np.isnan(scores)].astype(np.float64)
-    if len(found) == 0:
+    scored = scores[~np.isnan(scores)].astype(np.float64)
+    if len(scored) == 0:
         return 0.0
-    return float(found.mean() if threshold == "mean" else np.median(found))
+    return float(scored.mean() if threshold == "mean" else np.median(scored))
 
 
 def pairs_of(
     scores: np.ndarray, pairing: Pairing, threshold: float, rng: np.random.Generator
 ) -> Iterator[tuple[int, int]]:
-    """(better, worse) of one prompt's K scores, float64 [K].
+    """Pairs (better, worse) of indices into one prompt's scores, float64 [K].
 
-    max: best against worst. random: neighbours in a shuffled order, an odd one out is left. all: every pair. These
-    keep gaps > threshold. min: nothing where best - worst <= threshold, else the pairs whose gap is the smallest
-    that is >= threshold. A gap of 0 is no preference and makes no pair, whatever the threshold.
+    max: best and worst. random: neighbours in a shuffled order; of an odd number the last is left out. all: every pair.
+    These three keep gaps > threshold. min: no pair where best - worst <= threshold, else the pairs with the smallest
+    gap that is >= threshold. A gap of 0 makes no pair, whatever the threshold.
     """
     if len(scores) < 2:
         return
     if pairing == "random":
         order = rng.permutation(len(scores)).tolist()
-        found = zip(order[::2], order[1::2], strict=False)
+        candidates = zip(order[::2], order[1::2], strict=False)
     elif pairing == "max":
-        found = [(int(scores.argmax()), int(scores.argmin()))]
+        candidates = [(int(scores.argmax()), int(scores.argmin()))]
     elif pairing == "min":
         yield from _closest(scores, threshold)
         return
     else:
-        found = ((i, j) for i in range(len(scores)) for j in range(i + 1, len(scores)))
-    for i, j in found:
+        candidates = ((i, j) for i in range(len(scores)) for j in range(i + 1, len(scores)))
+    for i, j in candidates:
         better, worse = (i, j) if scores[i] >= scores[j] else (j, i)
         if scores[better] - scores[worse] > threshold:
             yield better, worse
@@ -105,7 +105,7 @@ def _closest(scores: np.ndarray, threshold: float) -> Iterator[tuple[int, int]]:
 
 
 def prompt_id(sample: Sample) -> int | str:
-    """The row's own, or what HALOs calls a prompt in memory: sha256 of its turns' contents, one behind another."""
+    """The row's prompt_id, or as HALOs makes it: sha256 of the contents of the prompt's turns, concatenated."""
     if sample.prompt_id is not None:
         return sample.prompt_id
     return hashlib.sha256("".join(turn["content"] for turn in sample.prompt).encode()).hexdigest()
@@ -153,7 +153,7 @@ def binary(sample: Sample, reward: float, threshold: float, form: Format) -> Rec
 
 
 def pairwise(better: tuple[Sample, float], worse: tuple[Sample, float], swap: bool, form: Format) -> Record:
-    """One pair; under halos the better one is output_A, or output_B where swapped, so that labels are balanced."""
+    """One pair. Under halos the better side is output_A, or output_B where `swap`, so that labels are balanced."""
     if form != "halos":
         return {
             "prompt": better[0].prompt,

@@ -1,7 +1,6 @@
-"""Where every sample of a file stands: one pass finds all that is wrong with it, later ones look samples up.
+"""An index of the samples of a file: one pass checks every row and stores its offset, then samples are read by index.
 
-The index lies on the disk, 37 bytes a sample, and is mapped into memory: neither the texts nor anything that grows
-with them is ever held as a whole.
+The index is a memory-mapped file of 37 bytes a sample; the texts are never held in memory as a whole.
 """
 
 import json
@@ -26,14 +25,14 @@ ENTRY = np.dtype(
     ]
 )
 BATCH = 1 << 16
-"""Entries that are written at once."""
+"""Entries of the index that are written at once."""
 
 
 def build_index(path: Path, shown: str, folder: Path) -> dict[str, int]:
-    """Write `folder`/index.npy for the samples of `path`; how many "rows", "samples" and "duplicates" there are.
+    """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples" and "duplicates".
 
-    A response that stands on one prompt in several preferences is one sample; the others are left out, and counted.
-    Raises ValueError on whatever is wrong with the file: line or index, field and find are named.
+    A response to one prompt that occurs in several preferences is one sample; its repetitions are left out and counted.
+    Raises ValueError on the first bad row, with its line or index, the field and what was found.
     """
     counts = {"rows": 0, "samples": 0, "duplicates": 0}
     with (folder / "index.raw").open("wb") as file:
@@ -66,11 +65,11 @@ def _entries(path: Path, shown: str, counts: dict[str, int]) -> Iterator[np.ndar
         called = unit(file)
         for row in rows(file, shown):
             try:
-                found = samples(row.value)
+                of_row = samples(row.value)
             except ValueError as error:
                 raise ValueError(f"{shown}, {called} {row.number}: {error}") from None
             counts["rows"] += 1
-            for part, sample in enumerate(found):
+            for part, sample in enumerate(of_row):
                 held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
             if len(held) >= BATCH:
                 yield np.array(held, ENTRY)
@@ -79,9 +78,9 @@ def _entries(path: Path, shown: str, counts: dict[str, int]) -> Iterator[np.ndar
 
 
 class SampleFile:
-    """The samples of a file in its order: file[i] is read from the disk, where it stands is known.
+    """The samples of an indexed file, in its order: file[i] reads sample i from the disk.
 
-    Raises ValueError where the file no longer holds the sample that was indexed: its score would be another one's.
+    Raises ValueError where the file has changed since it was indexed: a score would go to another sample.
     """
 
     def __init__(self, path: Path, shown: str, folder: Path) -> None:
@@ -115,10 +114,10 @@ class SampleFile:
 
 
 def by_prompt(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples ordered so that those of one prompt stand together, prompts by their first sample.
+    """Samples grouped by prompt, the prompts in order of their first sample.
 
-    Of `group` int64 [N], returns order int64 [N] and starts int64 [G + 1]: the samples of prompt g are
-    order[starts[g] : starts[g + 1]], in the file's order.
+    `group` int64 [N] is equal where the prompt is. Returns order int64 [N] and starts int64 [G + 1]: the samples of
+    prompt g are order[starts[g] : starts[g + 1]], in the file's order.
     """
     order = np.argsort(group, kind="stable")
     ordered = group[order]

@@ -1,4 +1,4 @@
-"""Whatever SAMPLES names as one plain file that can be read twice: itself, or a copy beside the output."""
+"""SAMPLES as one plain file that can be read twice: the file itself, or a copy beside the output."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def identity(given: str) -> list[Any]:
-    """What tells a changed input: path, size and time of a file; the name of anything else."""
+    """What a change of the input is recognised by: path, size and time of a file; the name of anything else."""
     path = Path(given)
     if not path.is_file():
         return [given]

@@ -1,8 +1,8 @@
-"""What a labelling leaves beside its output until that is whole: `.NAME.partial/`, from which --resume goes on.
+"""The scores so far of a labelling, in the folder `.NAME.partial/` beside its output, from which --resume goes on.
 
-contract.json says what the scores were made with, index.npy where the samples stand, input is a copy of what cannot be
-read twice, and scores-RANK.jsonl holds one line per finished chunk of samples. A kill at any moment leaves at worst a
-last line that is torn: it is ignored, and its chunk is scored again.
+contract.json holds the flags that the scores depend on, index.npy the place of each sample in the file, input a copy of
+what cannot be read twice, and scores-RANK.jsonl one line per finished chunk of samples. A kill leaves at worst a torn
+last line, which is ignored; its chunk is scored again.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import numpy as np
 from rmkit.storage.atomic import written_file
 
 
-class Spool:
-    """The partial folder of one output file."""
+class PartialScores:
+    """The folder of scores of one output file, shared by all ranks."""
 
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(f".{output.name}.partial")
@@ -29,8 +29,9 @@ class Spool:
     def open(self, contract: dict[str, Any], *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> None:
         """Make the folder, or go on with the one that is there.
 
-        `contract` has the flags and what they mean; ValueError where one differs from that of the scores that are kept,
-        where neither --resume nor --overwrite says what to do with them, or where the folder cannot be made.
+        `contract` maps each flag that the scores depend on to its value. Raises ValueError where one differs from those
+        of the scores in the folder, where there are such and neither `resume` nor `overwrite` is given, and where the
+        folder cannot be made.
         """
         file = self.folder / "contract.json"
         contract = json.loads(json.dumps(contract))
@@ -77,12 +78,12 @@ class Spool:
             yield
 
     def locked(self, rank: int) -> contextlib.AbstractContextManager[None]:
-        """While the block runs, no other process takes this rank's place: a killed launcher's workers may live on."""
+        """Within the block no other process can be this rank. ValueError where one is, left by a killed launcher."""
         return self._lock(self.folder / f"lock-{rank}")
 
     @contextlib.contextmanager
     def removed_if_unused(self, main: bool) -> Iterator[None]:
-        """Where the block fails before anything was scored, the first process leaves no folder behind."""
+        """Remove the folder (on the first rank, `main`) where the block fails before anything was scored."""
         try:
             yield
         except BaseException:
@@ -91,7 +92,7 @@ class Spool:
             raise
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Every finished chunk of all ranks: "chunk", "scores" (null where not scored) and "skipped" by reason."""
+        """The finished chunks of all ranks: "chunk", "scores" (null where not scored), "skipped" (counts by reason)."""
         for file in sorted(self.folder.glob("scores-*.jsonl")):
             with file.open("rb") as opened:
                 for raw in opened:
@@ -100,12 +101,12 @@ class Spool:
                     yield line
 
     def done(self) -> set[int]:
-        """Chunks that are finished."""
+        """Numbers of the finished chunks."""
         return {line["chunk"] for line in self.lines()}
 
     @contextlib.contextmanager
     def writer(self, rank: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """A function that adds a line to this rank's file, handed to the system when it returns."""
+        """A function that appends a line to this rank's file; once it returns, the line survives a kill."""
         file = self.folder / f"scores-{rank}.jsonl"
         file.touch()
         size = 0
@@ -120,25 +121,25 @@ class Spool:
             yield lambda line: _write_all(out, json.dumps(line).encode() + b"\n")
 
     def scores(self, order: np.ndarray, bounds: list[int]) -> tuple[np.ndarray, dict[str, int]]:
-        """float32 [N] by sample, NaN where not scored, and how many were not by reason.
+        """The score of each sample, float32 [N], NaN where not scored; and how many were not, by reason.
 
         Chunk c holds the samples order[bounds[c] : bounds[c + 1]].
         """
-        scores, skipped, found = np.full(len(order), np.nan, np.float32), {}, set()
+        scores, skipped, seen = np.full(len(order), np.nan, np.float32), {}, set()
         for line in self.lines():
             c = line["chunk"]
-            if c in found:
+            if c in seen:
                 continue
-            found.add(c)
+            seen.add(c)
             scores[order[bounds[c] : bounds[c + 1]]] = [np.nan if s is None else s for s in line["scores"]]
             for reason, count in line["skipped"].items():
                 skipped[reason] = skipped.get(reason, 0) + count
-        if missing := len(bounds) - 1 - len(found):
+        if missing := len(bounds) - 1 - len(seen):
             raise ValueError(f"{self.folder}: the scores of {missing} chunks are missing; give --resume")
         return scores, skipped
 
     def give_up(self) -> None:
-        """This rank has failed: the others need not score what is left."""
+        """Tell the other ranks that this one has failed, so that they stop scoring."""
         with contextlib.suppress(OSError):  # a full disk, which they meet too
             self._failed.touch()
 

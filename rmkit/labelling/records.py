@@ -1,4 +1,4 @@
-"""The records of a feedback file, from the samples and their scores, and the file that holds them."""
+"""The records of a feedback file: made from samples and scores, written as JSON or JSONL."""
 
 import itertools
 import json
@@ -19,9 +19,9 @@ from rmkit.storage.atomic import written_file
 def records(
     config: LabelConfig, file: SampleFile, scores: np.ndarray, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """The feedback on all samples whose score, float32 [N], is not NaN, in the order of the input.
+    """The feedback records of all samples whose score, float32 [N], is not NaN, in the order of the input.
 
-    What made no record is counted by reason. One walk over the file, which is never held as a whole.
+    What makes no record is counted in `counts`, by reason. The file is read once and never held as a whole.
     """
     one_each = config.feedback in ("scalar", "binary")
     for values in (_of_samples if one_each else _of_prompts)(config, file, scores, counts):
@@ -70,14 +70,14 @@ def _pairs(config, file, positions, scores, threshold, rng) -> Iterator[dict[str
         yield fb.pairwise(*sides, bool(rng.random() < 0.5), config.format)
 
 
-def write(found: Iterable[dict[str, Any]], output: Path, folder: Path) -> int:
-    """Write records to `output`, an array where it ends in .json, else lines; how many there are.
+def write(feedback: Iterable[dict[str, Any]], output: Path, folder: Path) -> int:
+    """Write records to `output`, as an array where its name ends in .json, else as lines; returns how many.
 
-    The file appears whole; until then it stands in `folder`.
+    The file is written in `folder` and moved when it is whole.
     """
     count, array = 0, output.name.endswith(".json")
     with written_file(output, folder) as out:
-        for count, values in enumerate(found, 1):
+        for count, values in enumerate(feedback, 1):
             if array:
                 out.write("[\n" if count == 1 else ",\n")
                 out.write(textwrap.indent(json.dumps(values, indent=2, ensure_ascii=False), "  "))

@@ -1,9 +1,9 @@
-"""The forms a row of samples can have, and the samples it stands for. Pure functions of one row.
+"""From a row of any accepted form to its samples. Pure functions of one row.
 
 A sample is one response to one prompt. Rows are HALOs' samples (`prompt` or `instruction`, `output`), one row per
 prompt with `responses` or `completions`, HALOs' own feedback (to be labelled anew), or any form of preferences, each
 side of which is a sample. A field that is null counts as absent. Every ValueError names the field and what was found;
-file and line are the caller's to add.
+the caller adds file and line.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from rmkit.data.fields import Message, entries, messages, name, names, show
 
 LISTS = ("responses", "completions")
 OUTDATED = ("reward", "label", "ranks", "scores", *LISTS)
-"""Fields of a row that its samples do not keep: earlier labels, and the lists that were taken apart."""
+"""Fields of a row that its samples do not keep: earlier labels, and the lists of responses."""
 OF_A_PAIR = ("dataset", "split", "subset")
-"""Fields of a preference that hold for each of its sides."""
+"""Fields of a preference that both of its samples keep."""
 NEEDS = (
     "samples need prompt (or instruction) and output, or prompt and a list of responses (or completions); preferences "
     "need prompt, chosen and rejected"
@@ -28,7 +28,7 @@ NEEDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One response to one prompt, as it is scored and saved."""
+    """One response to one prompt."""
 
     prompt: list[Message]
     response: list[Message]
@@ -38,7 +38,7 @@ class Sample:
     record: dict[str, Any]
     """The row's other fields, kept as they are"""
     of_pair: bool = False
-    """A side of a preference: the same response may stand in many rows, and is one sample all the same"""
+    """Whether it is a side of a preference: a response that occurs in many rows is one sample then"""
 
     @property
     def conversation(self) -> list[Message]:
@@ -46,7 +46,7 @@ class Sample:
 
     @property
     def text(self) -> int:
-        """Equal where prompt and response are the same."""
+        """A hash, equal where prompt and response are the same."""
         return digest([self.group, self.response])
 
 
@@ -59,7 +59,7 @@ def digest(value: Any) -> int:
 def samples(row: Any) -> list[Sample]:
     """The samples of a row.
 
-    Raises ValueError where a field is missing or holds something else; it is named with what was found.
+    Raises ValueError, with the field and what was found, where one is missing or of a wrong type.
     """
     if not isinstance(row, dict):
         raise ValueError(f"found {show(row)}, need an object with fields; {NEEDS}")
@@ -69,14 +69,14 @@ def samples(row: Any) -> list[Sample]:
     field = next((field for field in LISTS if row.get(field) is not None), None)
     if field is not None:
         listed = entries(row[field], field)
-        return _samples(row, ((f"{field}[{i}]", found, {"sample_id": i}) for i, found in enumerate(listed)))
+        return _samples(row, ((f"{field}[{i}]", response, {"sample_id": i}) for i, response in enumerate(listed)))
     if kind != "pairwise_feedback" and not {"chosen", "rejected"} <= row.keys():
         raise ValueError(f"found the fields {names(row)}; {NEEDS}")
     return _sides(row)
 
 
 def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]]) -> list[Sample]:
-    """A sample for each response, given with the name of its field and what its record holds besides the row's."""
+    """A sample for each of `responses`: (name of its field, the response, what its record has besides the row's)."""
     prompt_field = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
     prompt = messages(row.get(prompt_field), prompt_field, "user")
     if not prompt:
@@ -84,19 +84,19 @@ def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, 
     prompt_id = _prompt_id(row)
     group = digest([prompt_id, prompt])
     kept = {key: value for key, value in row.items() if key not in OUTDATED}
-    found = []
+    made = []
     for field, given, more in responses:
         response = messages(given, field)
         if not response:
             raise ValueError(f"field '{field}': found an empty list, need text or at least one message")
         record = {**kept, **more}
-        found.append(Sample(prompt=prompt, response=response, prompt_id=prompt_id, group=group, record=record))
-    return found
+        made.append(Sample(prompt=prompt, response=response, prompt_id=prompt_id, group=group, record=record))
+    return made
 
 
 def _sides(row: dict[str, Any]) -> list[Sample]:
-    """Both sides of every preference of a row; a side that stands in several of them once."""
-    found: dict[int, Sample] = {}
+    """Both sides of every preference of a row; a side that occurs in several of them once."""
+    distinct: dict[int, Sample] = {}
     kept = {key: row[key] for key in OF_A_PAIR if row.get(key) is not None}
     prompt_id, prompt, group = _prompt_id(row), None, 0
     for pair in forms.preferences(row, forms.detect(row)):
@@ -107,11 +107,11 @@ def _sides(row: dict[str, Any]) -> list[Sample]:
             sample = Sample(
                 prompt=prompt, response=pair[side], prompt_id=prompt_id, group=group, record=kept, of_pair=True
             )
-            found.setdefault(sample.text, sample)
-    return list(found.values())
+            distinct.setdefault(sample.text, sample)
+    return list(distinct.values())
 
 
 def _prompt_id(row: dict[str, Any]) -> int | str | None:
-    found = row.get("prompt_id")
-    name(found, "prompt_id")  # refuses what is neither text nor a whole number
-    return found
+    given = row.get("prompt_id")
+    name(given, "prompt_id")  # refuses what is neither text nor a whole number
+    return given

@@ -78,7 +78,7 @@ def register() -> None:
 
 
 def _prefixes_at_once(query: Tensor, segments: Segments, window: int | None, softcap: float | None) -> bool:
-    """Whether rmkit.model.attention_cpu can do it: scoring on a CPU, plain softmax over all keys."""
+    """Whether rmkit.model.attention_cpu applies: scoring on a CPU, plain softmax over all keys."""
     plain = softcap is None and (window is None or segments.max_seqlen_k <= window)
     return plain and query.device.type == "cpu" and segments.kv_index is not None and not torch.is_grad_enabled()
 

@@ -1,4 +1,4 @@
-"""Attention on a CPU where no gradient is asked for: a prefix that several segments share is attended to once.
+"""Attention for scoring on a CPU (no gradient): a prefix that several segments share is attended to in one call.
 
 The queries of all answers to one prompt see the whole prompt, so that part is one call without a mask and without a
 copy of the prompt's keys for each answer. What each segment adds is a second, causal call; the two are joined by their
@@ -19,7 +19,7 @@ from torch import Tensor
 from rmkit.batch.trie import Segments, common_prefix
 
 SHORTEST = 32
-"""Keys of a prefix from which on a call of its own is worth joining."""
+"""Fewest keys of a prefix for which a call of its own pays."""
 
 Rows = slice | Tensor
 """Rows of a tensor: a view where they are contiguous, else int64 indices"""
@@ -31,12 +31,12 @@ class Member:
 
     queries: slice
     keys: Rows
-    """What it sees behind the common prefix; the last ones are its own queries'"""
+    """Its keys after the common prefix; the last ones are those of its own queries"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring segments whose queries all see one prefix."""
+    """Neighbouring segments whose queries all attend to one prefix."""
 
     queries: slice
     prefix: Rows | None
@@ -44,7 +44,7 @@ class Run:
 
 
 def attend_shared(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """query [1, H, Q, D], key and value [1, H, T, D] on a CPU; [1, Q, H, D], the queries in their order.
+    """Attention of query [1, H, Q, D] over key and value [1, H, T, D] on a CPU; returns [1, Q, H, D].
 
     Causal, aligned bottom-right, every segment over all its keys (no window); no gradient.
     """
@@ -80,7 +80,7 @@ def _own(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> t
 def _flash(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Output [1, H, n, D] and log-sum-exp [1, H, n]: what scaled_dot_product_attention calls on a CPU, and drops."""
+    """Output [1, H, n, D] and log-sum-exp [1, H, n], by the op that scaled_dot_product_attention calls on a CPU."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
 
 
@@ -91,12 +91,12 @@ def _rows(rows: Rows, *tensors: Tensor) -> list[Tensor]:
 
 
 def runs(segments: Segments) -> list[Run]:
-    """Neighbouring segments gathered for as long as at least half of every member's prefix is common to all."""
+    """Group neighbouring segments into runs; at least half of every member's prefix is common to its run."""
     cu_q, cu_k = segments.cu_seqlens_q.tolist(), segments.cu_seqlens_k.tolist()
     listed = np.arange(cu_k[-1]) if segments.kv_index is None else segments.kv_index.numpy()
     keys = [listed[a:b] for a, b in pairwise(cu_k)]
     prefixes = [held[: m - n] for held, (n, m) in zip(keys, segments.lengths, strict=True)]
-    found, first, common = [], 0, prefixes[0]
+    grouped, first, common = [], 0, prefixes[0]
     for i in range(1, len(keys) + 1):
         if i < len(keys):
             both = common[: common_prefix(common, prefixes[i])]
@@ -105,10 +105,10 @@ def runs(segments: Segments) -> list[Run]:
                 continue
         shared = len(common) if len(common) >= SHORTEST else 0
         members = [Member(slice(cu_q[j], cu_q[j + 1]), _as_rows(keys[j][shared:])) for j in range(first, i)]
-        found.append(Run(slice(cu_q[first], cu_q[i]), _as_rows(common[:shared]) if shared else None, members))
+        grouped.append(Run(slice(cu_q[first], cu_q[i]), _as_rows(common[:shared]) if shared else None, members))
         if i < len(keys):
             first, common = i, prefixes[i]
-    return found
+    return grouped
 
 
 def _as_rows(index: np.ndarray) -> Rows:

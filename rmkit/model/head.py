@@ -1,7 +1,7 @@
-"""The head of a reward model: the scores it gives an end token, and which of them, or what sum of them, is the reward.
+"""The head of a reward model: how end tokens are scored, and which label, or weighted sum of labels, is the reward.
 
-A head is one linear layer without bias, `score.weight` [C, H], as every sequence classifier of transformers has it.
-What its C labels mean stands here once; folders carry it in rmkit.json, so that a reader need not guess.
+A head is one linear layer without bias, `score.weight` [C, H], as in every sequence classifier of transformers. What
+its C labels mean is defined here and saved in rmkit.json.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from rmkit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What the C labels of a head mean."""
+    """The meaning of a head's C labels."""
 
     labels: tuple[str, ...]
     """Their names, `id2label` of the saved classifier"""
@@ -74,7 +74,7 @@ HEADS: dict[str, Callable[[ModelConfig], Head]] = {
     "binary": lambda config: plain_head(2),
     "multi": _multi,
 }
-"""Every kind of fresh head, by --model.head. A new one is a line here."""
+"""Every kind of fresh head, by --model.head; a new kind is a line here."""
 
 
 def fresh_head(config: ModelConfig) -> Head:
@@ -95,12 +95,12 @@ def draw(classifier: PreTrainedModel, seed: int) -> None:
 
 
 def to_json(head: Head) -> dict[str, Any]:
-    """What rmkit.json holds of a head."""
+    """A head as it is saved in rmkit.json."""
     return asdict(head)
 
 
 def from_json(held: Any, rows: int) -> Head:
-    """The head that `to_json` wrote, for a weight of `rows` rows; ValueError where it is none, or of another size."""
+    """The head that `to_json` wrote, for a weight of `rows` rows; ValueError where it is malformed or does not fit."""
     try:
         head = Head(
             labels=tuple(map(str, held["labels"])),

@@ -1,4 +1,4 @@
-"""The losses: from the scores of the end tokens and the labels of the pairs to one loss per pair, and named sums.
+"""The losses: scores of the end tokens and labels of the pairs give one loss per pair, and named sums.
 
 Every loss is a sum over the pairs of the global batch, divided by their number, so that ranks and microbatches do not
 change it. A new loss is a function here and a line in `LOSSES`; a number that it needs of each pair is a line in
@@ -40,12 +40,12 @@ class PairSums:
         return PairSums(self.names, self.values + other.values)
 
     def as_dict(self) -> dict[str, float]:
-        """One read from the device."""
+        """The sums as Python floats, in one copy from the device."""
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 class Comparison(NamedTuple):
-    """What a batch of pairs gives."""
+    """The result of a forward pass over a batch of pairs."""
 
     loss: Tensor
     """Scalar: the sum of the losses over the normalizer"""
@@ -63,7 +63,7 @@ def bt(chosen: Tensor, rejected: Tensor, labels: PairLabels, config: LossConfig)
 
 
 def hinge(chosen: Tensor, rejected: Tensor, labels: PairLabels, config: LossConfig) -> Tensor:
-    """max(0, 1 - d), the ranking SVM of Joachims 2002: nothing is pulled that is right by 1 already."""
+    """max(0, 1 - d), the ranking SVM of Joachims 2002: no penalty where d >= 1."""
     return _by_difference(lambda d: F.relu(1.0 - d), chosen, rejected, labels, config)
 
 
@@ -99,7 +99,7 @@ def _by_difference(
     penalty: Callable[[Tensor], Tensor], chosen: Tensor, rejected: Tensor, labels: PairLabels, config: LossConfig
 ) -> Tensor:
     """weight (p penalty(d) + (1 - p) penalty(-d)) + center (chosen + rejected)^2, d = chosen - rejected - margin: the
-    part that all losses of a difference share with bt."""
+    form that bt, hinge and focal share, p being the target."""
     d = chosen - rejected - labels["margin"]
     target = targets(labels, config)
     both = target * penalty(d) + (1.0 - target) * penalty(-d)
@@ -156,7 +156,7 @@ def _compare_by_parts(
 
 
 def _squared_errors(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """How many ratings each of K objectives was given, and the sum of (score - rating)^2 over them, [K] each."""
+    """For each of K objectives the number of its ratings and the sum of (score - rating)^2 over them, [K] each."""
     ratings = batch.labels["ratings"]
     of_sides = torch.stack([scores.index_select(0, batch.chosen), scores.index_select(0, batch.rejected)], 1)
     given = ~ratings.isnan()

@@ -1,4 +1,4 @@
-"""From a name to a reward model: what can be trained, what head it brings, and how its weights are loaded."""
+"""From a path or hub id to a reward model: check the architecture, find the head, load the weights."""
 
 import contextlib
 import json

@@ -20,10 +20,10 @@ from rmkit_kernels import Kernels, gather_end_tokens
 class RewardModel(nn.Module):
     """Scores sequences and compares them. `classifier` is transformers' XForSequenceClassification.
 
-    What comes behind the keys and values of the last layer acts on each token alone, so it runs on the S end tokens
-    instead of all T: their attention, output projection, MLP and norms. Hooks gather the rows. A rectangle (padded)
-    keeps the whole last layer and gathers before the final norm. No class of transformers is edited, and every
-    parameter keeps its name.
+    In the last layer only keys and values are needed of all T tokens. What follows acts on each token alone, so its
+    attention, output projection, MLP and the norms after them run on the S end tokens. Hooks gather the rows. A
+    rectangle (padded) keeps the whole last layer and gathers before the final norm. No class of transformers is
+    edited, and every parameter keeps its name.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RewardModel(nn.Module):
         self.compute_device: torch.device | None = None
         """Where its forward runs, if the parameters are kept elsewhere (offloaded)"""
         self._batch: PackedBatch | None = None
-        """What our forward runs; None in transformers' own forward, which scores every token: the hooks sleep then"""
+        """The batch of a forward pass of ours. None in transformers' own forward, where the hooks do nothing"""
         self._last_input: Tensor | None = None
         last = self.backbone.layers[-1]
         last.register_forward_pre_hook(self._residual_of_ends, with_kwargs=True)
@@ -107,24 +107,24 @@ class RewardModel(nn.Module):
         return gather_end_tokens(rows.flatten(0, 1), batch.end_index, kernels=self.kernels)[None]
 
     def _residual_of_ends(self, layer: nn.Module, inputs: tuple[Tensor], extra: dict) -> tuple[tuple, dict] | None:
-        """Before the last layer: the end tokens as its residual stream, and word to its attention."""
+        """Before the last layer: keep its input, pass on only the end tokens, and hand `ends` to its attention."""
         if self._batch is None or self._batch.ends is None:
             return None
         self._last_input = inputs[0]
         return (self._gather(inputs[0], self._batch),), {**extra, "ends": self._batch.ends}
 
     def _every_row(self, norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        """Before the norm in front of its attention: all tokens, whose keys and values the end tokens see."""
+        """Before its input norm: put all tokens back, whose keys and values the end tokens attend to."""
         return None if self._last_input is None else (self._last_input,)
 
     def _ends_of_row(self, projection: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        """Before its output projection: the end tokens, for which alone attention was computed."""
+        """Before its output projection: keep the end tokens, the only rows for which attention was computed."""
         if self._batch is None or self._batch.ends is None:
             return None
         return (self._gather(inputs[0], self._batch),)
 
     def _ends_of_rectangle(self, norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        """Before the final norm."""
+        """Before the final norm, under padded: keep the end tokens."""
         if self._batch is None or self._batch.ends is not None:
             return None
         return (self._gather(inputs[0], self._batch),)

@@ -25,7 +25,7 @@ from rmkit.errors import AgreedError
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage import export, training_state
 from rmkit.storage.atomic import delete_partial, written_folder
-from rmkit.storage.checksums import damage, sums, write_sums
+from rmkit.storage.checksums import checksums, damage, write_checksums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +111,13 @@ class Saver:
                 held = {"progress": asdict(progress), "config": to_dict(self._config)}
                 files.append(partial / "state.json")
                 files[-1].write_text(json.dumps(held, indent=2) + "\n")
-            return sums(partial, files)
+            return checksums(partial, files)
 
         try:
             on_first_rank(lambda: delete_partial(folder.parent), self._group)
             with written_folder(folder, all_ranks=True, group=self._group) as partial:
                 by_rank = on_every_rank(lambda: fill(partial), self._group)
-                on_first_rank(lambda: write_sums(partial, by_rank), self._group)
+                on_first_rank(lambda: write_checksums(partial, by_rank), self._group)
             on_first_rank(lambda: _rotate(self._run, self._config.save.keep, progress), self._group)
         except AgreedError as error:
             raise AgreedError(_refused(self._run, progress.step, 3 * taken.total["total_size"], error)) from error

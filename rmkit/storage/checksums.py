@@ -14,14 +14,14 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def sums(folder: Path, files: list[Path]) -> dict[str, str]:
+def checksums(folder: Path, files: list[Path]) -> dict[str, str]:
     """Flush the files that this rank wrote to the disk; their checksums by name in `folder`."""
     flush(files)
     return {str(file.relative_to(folder)): sha256(file) for file in files}
 
 
-def write_sums(folder: Path, by_rank: list[dict[str, str]]) -> None:
-    """Write SHA256SUMS from what `sums` returned on each rank. OSError where rank 0 does not see a rank's file."""
+def write_checksums(folder: Path, by_rank: list[dict[str, str]]) -> None:
+    """Write SHA256SUMS from what `checksums` returned on each rank. OSError where rank 0 does not see a rank's file."""
     for writer, digests in enumerate(by_rank):
         for name in digests:
             if not (folder / name).is_file():

@@ -1,1 +1,1 @@
-"""What python -m rmkit.train is made of."""
+"""The parts of python -m rmkit.train: inputs, optimizer, validation, metrics, trackers."""

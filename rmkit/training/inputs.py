@@ -1,4 +1,4 @@
-"""What a training reads before it reads the weights: architecture, tokenizer, head and pairs."""
+"""The inputs of a training except the weights: architecture, tokenizer and tokenised pairs, all checked."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Preferences that a Python program holds, in place of what --data.train and --data.test name."""
+    """Preferences in memory, given from Python in place of --data.train and --data.test."""
 
     train: Rows | None = None
     test: Rows | None = None
@@ -34,7 +34,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """All that can be wrong with a run before its weights are read."""
+    """What a training reads before its weights."""
 
     architecture: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Inputs:
 
 
 def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
-    """Tokenizer and data for the model `name`, cheapest first, so that a wrong flag shows at once.
+    """Read and check architecture, tokenizer and data for the model `name`, cheapest first: a wrong flag shows at once.
 
     Raises ValueError with a sentence for the user.
     """

@@ -20,8 +20,8 @@ CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
 class Metrics:
     """metrics.jsonl: a line per optimizer step and per evaluation, on the disk when `write` returns.
 
-    Each line goes to the trackers `mirrors` too. One that fails is named by `say` and gets nothing more: a network that
-    is gone does not end a run.
+    Each line goes to the trackers `mirrors` too. A tracker that fails is reported by `say` and gets nothing more, so
+    that a lost network does not end the run.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Metrics:
         mirrors: Iterable[GeneralTracker] = (),
         say: Callable[[str], None] = print,
     ) -> None:
-        """Open the file in `folder`, cut back to `keep_bytes`; None (ranks other than the first) writes nothing."""
+        """Open the file in `folder`, cut to `keep_bytes`; None (all ranks but the first) writes nothing."""
         self._file = None
         self._mirrors, self._say = list(mirrors), say
         if folder is not None:
@@ -54,7 +54,7 @@ class Metrics:
         return self._file.tell() if self._file is not None else 0
 
     def close(self) -> None:
-        """Close the file and finish the trackers; closed twice is closed once."""
+        """Close the file and finish the trackers; may be called twice."""
         if self._file is not None:
             self._file.close()
         self._tell(lambda tracker: tracker.finish())

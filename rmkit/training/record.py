@@ -1,4 +1,4 @@
-"""What a training measures and leaves: a step, the line that is written of it, the result and its closing table."""
+"""What a training reports: measurements of a step and their line of metrics.jsonl, the result, the closing table."""
 
 import signal
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rmkit.terminal import Terminal
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What an optimizer step measured, of all ranks together."""
+    """The measurements of one optimizer step, over all ranks."""
 
     metrics: dict[str, float]
     """As HALOs names them"""
@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a training leaves."""
+    """The result of a training."""
 
     final: Path
     """The folder of the trained classifier"""

@@ -1,4 +1,4 @@
-"""Trackers that get what metrics.jsonl gets: TensorBoard, Weights & Biases, trackio, or one of your own.
+"""Trackers that receive each line of metrics.jsonl: TensorBoard, Weights & Biases, trackio, or one of your own.
 
 A tracker is an `accelerate.tracking.GeneralTracker`. One of your own is a line, before the run starts:
 
@@ -64,8 +64,8 @@ TRACKERS: dict[str, Callable[[str, Path, dict[str, Any], int], GeneralTracker]] 
     "wandb": wandb,
     "trackio": trackio,
 }
-"""What makes the tracker of a name of --log.to: a function of the run's name and folder, its configuration as nested
-JSON values, and the step that it goes on from (0: a new run)."""
+"""Every tracker, by --log.to: a function of (run name, run folder, configuration as nested JSON values, step that the
+run resumes from, 0 for a new one) that returns it."""
 
 
 def check_trackers(names: Iterable[str]) -> None:

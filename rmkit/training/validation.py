@@ -1,4 +1,4 @@
-"""Reward accuracy on held-out preferences: the same set each time, every pair once, however small it is."""
+"""Loss, accuracy and rewards on the held-out pairs: the same set each time, every pair once."""
 
 import time
 from typing import Any
@@ -13,14 +13,14 @@ from rmkit.config import LossConfig
 from rmkit.model.loss import PairSums
 
 CHUNK = 256
-"""Pairs that are split into microbatches at once: enough to fill them, few enough to hold."""
+"""Pairs that are split into microbatches at once: enough to fill them, few enough for memory."""
 
 
 def measure(model: nn.Module, batches: Batches, loss: LossConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Evaluate on all ranks together; metrics as HALOs names them, means over all pairs.
+    """Evaluate on all ranks: means over all pairs, under HALOs' metric names.
 
-    A tie counts as wrong, as HALOs counts it. Every rank runs the same number of forward passes, an empty one where
-    it has no pair left.
+    A tie counts as wrong, as in HALOs. Every rank runs the same number of forward passes, an empty one where it has
+    no pair left.
     """
     start, sums, pairs = time.perf_counter(), None, batches.items
     order = np.argsort(pairs.group, kind="stable")  # pairs on one prompt meet
@@ -34,21 +34,21 @@ def measure(model: nn.Module, batches: Batches, loss: LossConfig, accelerator: A
 
 
 def all_ranks(sums: PairSums, accelerator: Accelerator) -> PairSums:
-    """The sums over all ranks, on every one."""
+    """The sums added up over all ranks, on every rank."""
     return PairSums(sums.names, accelerator.reduce(sums.values, "sum"))
 
 
 def means(sums: dict[str, float], rows: int, mode: str) -> dict[str, float]:
-    """HALOs' metric names from the sums of a comparison: the loss over all `rows`, the others over the pairs among
-    them, and for each objective the mean squared error of its ratings. What there is none of is left out."""
-    found = {f"loss/{mode}": sums["loss"] / rows}
+    """The metrics of a comparison's sums, under HALOs' names: mean loss over all `rows`, the other means over the pairs
+    among them, and for each objective the mean squared error of its ratings. A mean over nothing is left out."""
+    metrics = {f"loss/{mode}": sums["loss"] / rows}
     if pairs := sums["pairs"]:
-        found[f"rewards_{mode}/chosen"] = sums["chosen"] / pairs
-        found[f"rewards_{mode}/rejected"] = sums["rejected"] / pairs
-        found[f"rewards_{mode}/accuracies"] = sums["correct"] / pairs
-        found[f"rewards_{mode}/margins"] = sums["margin"] / pairs
+        metrics[f"rewards_{mode}/chosen"] = sums["chosen"] / pairs
+        metrics[f"rewards_{mode}/rejected"] = sums["rejected"] / pairs
+        metrics[f"rewards_{mode}/accuracies"] = sums["correct"] / pairs
+        metrics[f"rewards_{mode}/margins"] = sums["margin"] / pairs
     for name, count in sums.items():
         if name.startswith("rated/") and count:
             objective = name.removeprefix("rated/")
-            found[f"squared_error_{mode}/{objective}"] = sums[f"squared_error/{objective}"] / count
-    return found
+            metrics[f"squared_error_{mode}/{objective}"] = sums[f"squared_error/{objective}"] / count
+    return metrics

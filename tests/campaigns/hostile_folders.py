@@ -128,4 +128,4 @@ def _summed(run: Path) -> None:
         files = [path for path in listed.parent.rglob("*") if path.is_file() and path.name != checksums.NAME]
         ordinary = [path for path in files if not path.is_symlink()]
         if listed.is_file():
-            checksums.write_sums(listed.parent, [checksums.sums(listed.parent, ordinary)])
+            checksums.write_checksums(listed.parent, [checksums.checksums(listed.parent, ordinary)])

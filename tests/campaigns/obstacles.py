@@ -47,14 +47,14 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """`folder` cannot be written, by root neither. Made aside: a mount with a file open in it cannot be made so."""
-    with tempfile.TemporaryDirectory(prefix="read-only-") as aside:
-        subprocess.run(["mount", "--bind", folder, aside], check=True)
+    """`folder` cannot be written, by root neither. Mounted elsewhere first: one with an open file cannot be made so."""
+    with tempfile.TemporaryDirectory(prefix="read-only-") as elsewhere:
+        subprocess.run(["mount", "--bind", folder, elsewhere], check=True)
         try:
-            subprocess.run(["mount", "-o", "remount,bind,ro", aside], check=True)
-            subprocess.run(["mount", "--bind", aside, folder], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", elsewhere], check=True)
+            subprocess.run(["mount", "--bind", elsewhere, folder], check=True)
         finally:
-            subprocess.run(["umount", "--lazy", aside], check=True)
+            subprocess.run(["umount", "--lazy", elsewhere], check=True)
     try:
         yield
     finally:

@@ -90,7 +90,7 @@ def main(folder):
     for strategy in ("ddp", "fsdp"):
         found[f"one process to {strategy}"] = read(strategy, folder / "one")
     writer = training_state.dcp.HuggingFaceStorageWriter
-    for part, name in ((export, "write"), (writer, "write_data"), (checkpoint, "sums")):
+    for part, name in ((export, "write"), (writer, "write_data"), (checkpoint, "checksums")):
         found[f"full disk in {name}"] = full_disk_on_one(folder / "fsdp", part, name)
     said = []
     if rank() == 0:
