@@ -149,8 +149,10 @@ def test_metrics_and_scores_have_their_keys(world, tmp_path):
 
 def test_each_conversation_is_scored_once(world, tmp_path, monkeypatch):
     seen = []
-    plainly = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda self, some, group: seen.extend(some) or plainly(self, some, group))
+    plainly = Scorer.score_tokens
+    monkeypatch.setattr(
+        Scorer, "score_tokens", lambda self, some, group: seen.extend(some) or plainly(self, some, group)
+    )
     m = evaluated(world, tmp_path)
     rows = read(world / "pairs.jsonl")
     count = len({(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
@@ -387,7 +389,7 @@ def test_value_out_of_range_is_named(world, tmp_path, capsys):
 
 
 def test_causal_lm_against_is_refused_before_the_first_model_is_scored(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored before the flags were checked"))
+    monkeypatch.setattr(Scorer, "score_tokens", lambda *_: pytest.fail("scored before the flags were checked"))
     told = refusal(capsys, flags(world, tmp_path, "--against", str(world / "lm")))
     assert "--against" in told
     assert "no score head" in told

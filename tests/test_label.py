@@ -550,7 +550,7 @@ def test_a_bad_file_is_named_before_anything_is_scored(world, tmp_path, capsys, 
     content, words = BAD_FILES[name]
     file, out = tmp_path / "bad.json", tmp_path / "f.json"
     file.write_text(content)
-    monkeypatch.setattr(Scorer, "score", None)
+    monkeypatch.setattr(Scorer, "score_tokens", None)
     told = refusal(capsys, ["--model", str(world / "rm"), str(file), str(out)])
     assert "bad.json" in told.replace(" ", "")
     assert words.replace(" ", "") in told.replace(" ", "")
@@ -629,7 +629,7 @@ def test_an_unwritable_folder_is_found_before_scoring(world, tmp_path, capsys, m
 
 def test_a_score_that_is_no_number_is_refused_with_its_sample(world, scalars, tmp_path, capsys, monkeypatch):
     out = tmp_path / "f.json"
-    real = Scorer.score
+    real = Scorer.score_tokens
 
     def with_nan(self, sequences, group):
         found = real(self, sequences, group)
@@ -642,7 +642,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_sample(world, scalars, tm
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "score", with_nan)
+        patch.setattr(Scorer, "score_tokens", with_nan)
         told = refusal(capsys, flags(world, out)).replace(" ", "")
     assert "s.json,index17:themodelgivesitthescorenan" in told
     assert "--resume" in told
