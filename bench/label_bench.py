@@ -39,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 
 from rmkit.batch.trie import pack
 from rmkit.data.tokenizer import encode, render
-from rmkit.runtime import environment
+from rmkit.runtime import environment, keep_freed
 from rmkit.scorer import load_scorer
 
 SHAPES = {"prompt 512, response 256": (512, 256), "prompt 1024, response 128": (1024, 128)}
@@ -115,6 +115,8 @@ def rmkit_path(
     folder: Path, precision: str, max_tokens: int | None, device: torch.device
 ) -> Callable[[list], np.ndarray]:
     """What rmkit.label does with a chunk: render, encode, score in trie batches."""
+    if device.type == "cpu":
+        keep_freed()  # as every program of rmkit does
     scorer = load_scorer(
         str(folder), device=device, precision=precision, max_tokens=max_tokens, max_length=4096, say=lambda _: None
     )

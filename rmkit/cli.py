@@ -52,11 +52,15 @@ def run(
     """Run `work`; its exit status. 2 with a boxed sentence on a user's error, 130 with `interrupted` on Ctrl-C, 1 with
     `again` (what to do) where another process was lost. `flags`: the program's flags by field.
     """
+    import torch
     import torch.distributed as dist
 
     from rmkit.distributed import collectives, launch
+    from rmkit.runtime import keep_freed
 
     console = Console(emoji=False)  # a file may be called :smile:
+    if not torch.cuda.is_available():
+        keep_freed()
     try:
         with quiet(console):
             return work(console)

@@ -34,7 +34,7 @@ from rmkit.errors import AgreedError
 from rmkit.model.loss import PairSums
 from rmkit.model.pretrained import build_model
 from rmkit.model.reward_model import RewardModel
-from rmkit.runtime import Stop, keep_freed, stop_asked
+from rmkit.runtime import Stop, stop_asked
 from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
@@ -248,8 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
         if config.model.name == DEMO and "OMP_NUM_THREADS" not in os.environ:
             # Too small to gain from a second core, and threads that wait for one that is busy elsewhere lose tenfold.
             torch.set_num_threads(1)
-        if not torch.cuda.is_available():
-            keep_freed()
         result = run_training(config, console, stop_asked)
         return 0 if result.stopped is None else 128 + result.stopped
 
