@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from rmkit.config import DEMO, TrainConfig
+from rmkit.data import demo
 from rmkit.errors import brief
-from rmkit.model import attention
+from rmkit.model import attention, lora
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
 
@@ -24,12 +25,24 @@ tokens."""
 def load_config(name: str) -> PretrainedConfig:
     """Configuration of a model folder or hub id; ValueError where there is none or where it cannot be trained."""
     check_folder(Path(name))
+    if (adapter := lora.adapter_in(name)) is not None:
+        return _base_config(adapter)
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
         raise ValueError(f"--model.name {name}: no model configuration was found {where}") from error
     return check_family(config, name)
+
+
+def _base_config(adapter: lora.Adapter) -> PretrainedConfig:
+    """Configuration of an adapter's base; ValueError where there is none, or where the adapter does not fit it."""
+    try:
+        config = demo.model_config() if adapter.base == DEMO else load_config(adapter.base)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model.name", f"--model.name {adapter.name}: its base", 1)) from error
+    lora.check_fit(adapter, config)
+    return config
 
 
 def check_folder(folder: Path) -> None:
@@ -84,6 +97,8 @@ def build_model(
     """
     name = config.model.name
     kept = None if name == DEMO else saved_head(architecture, name)
+    adapter = lora.adapter_in(name)
+    base, brings_head = (name, False) if adapter is None else (adapter.base, adapter.labels is not None)
     head = kept or fresh_head(config.model)
     architecture.num_labels = len(head.labels)
     architecture.pad_token_id = pad_token_id
@@ -93,10 +108,10 @@ def build_model(
             setattr(architecture, dropout, 0.0)  # as TRL does; sharing a token is exact only without dropout
     chosen_attention = implementation(config.batch.layout, architecture)
     torch.manual_seed(config.seed)
-    if name == DEMO:
+    if base == DEMO:
         classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
     else:
-        classifier = load_classifier(name, architecture, chosen_attention, fresh_head=kept is None)
+        classifier = load_classifier(base, architecture, chosen_attention, fresh_head=kept is None or brings_head)
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
         classifier.resize_token_embeddings(vocabulary, mean_resizing=False)
     if kept is None:
@@ -105,6 +120,7 @@ def build_model(
     else:
         count = len(head.labels)
         say(f"{name} brings a head of {count} label{'s' if count > 1 else ''}; it is kept")
+    lora.put(classifier, config.lora, name, adapter, config.seed, say)
     classifier.config.problem_type = "regression"
     if config.model.gradient_checkpointing:
         classifier.gradient_checkpointing_enable({"use_reentrant": False})
@@ -152,6 +168,13 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
     rmkit.json says what its labels mean; without one, 1 or 2 labels are read as HALOs saves them. Raises ValueError
     where there are more, or where the two do not fit.
     """
+    adapter = lora.adapter_in(name)
+    if adapter is not None:
+        return (
+            saved_head(architecture, adapter.base)
+            if adapter.labels is None
+            else _head_of(adapter.folder, name, adapter.labels)
+        )
     kinds = architecture.architectures or [""]
     if not isinstance(kinds, list) or not isinstance(kinds[0], str):
         raise ValueError(f"--model.name {name}: its config.json gives {kinds!a} as architectures, need a class name")
@@ -162,8 +185,12 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
             f"--model.name {name}: it is saved as {kinds[0] or 'an unnamed class'}; "
             "give a causal LM, a sequence classifier or a folder that rmkit wrote"
         )
-    labels = _labels_in_weights(Path(name)) or architecture.num_labels
-    described = _described_head(Path(name) / "rmkit.json", labels)
+    return _head_of(Path(name), name, _labels_in_weights(Path(name)) or architecture.num_labels)
+
+
+def _head_of(folder: Path, name: str, labels: int) -> Head:
+    """What the labels of a saved head mean; ValueError where nothing says it."""
+    described = _described_head(folder / "rmkit.json", labels)
     head = described or plain_head(labels)
     if head is None:
         raise ValueError(

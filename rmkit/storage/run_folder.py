@@ -22,6 +22,7 @@ SAME = {
     "data": ("train", "max_length", "overlong", "shuffle"),
     "batch": ("pairs", "group"),
     "optim": ("decay_all",),
+    "lora": ("rank", "alpha", "targets"),
 }
 """Flags that must not change when a run is resumed: they decide the order of the data, the shape of the model or the
 order of the optimizer's state."""
