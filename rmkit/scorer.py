@@ -18,7 +18,7 @@ from rmkit.batch.trie import Layout
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data.fields import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
-from rmkit.model import lora
+from rmkit.model.adapter import tokenizer_of
 from rmkit.model.pretrained import build_model, check_length, load_config, saved_head
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.export import verify
@@ -181,7 +181,7 @@ def _load(name, device, layout, precision, max_tokens, max_length, say) -> Score
             f"--model {name}: it is a {architecture.architectures[0]}, which has no score head; train one with "
             f"python -m rmkit.train --model.name {name}"
         )
-    tokenizer = load_tokenizer(lora.tokenizer_of(name), say)
+    tokenizer = load_tokenizer(tokenizer_of(name), say)
     longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)
     check_length(architecture, longest)
     if max_tokens is not None and longest > max_tokens:

@@ -1,4 +1,4 @@
-"""LoRA through peft: low-rank updates are trained beside frozen weights. All that rmkit knows of adapters stands here.
+"""LoRA through peft: low-rank updates are trained beside frozen weights, merged into them, or saved alone.
 
 peft's layers take the place of linear ones inside the classifier, which keeps its own class: the hooks of the reward
 model sit on them as on plain ones. The head is trained whole and saved with the adapter, in PEFT's own files and names
@@ -6,104 +6,30 @@ model sit on them as on plain ones. The head is trained whole and saved with the
 """
 
 import copy
-import functools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
 
 from rmkit.config import DEMO, LoraConfig
 from rmkit.errors import brief
+from rmkit.model.adapter import HEAD, PREFIX, WEIGHTS, Adapter, adapter_in, peft_for
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX, NAME = "base_model.model.", "default"
-"""What PEFT's files have in front of the classifier's names, and what peft calls a lone adapter inside a model."""
-HEAD = f"{PREFIX}score.weight"
-
-PLAIN = (
-    *("peft_type", "task_type", "base_model_name_or_path", "peft_version", "auto_mapping", "inference_mode"),
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
-)
-"""Keys of adapter_config.json that plain LoRA may set; any other, set to something, changes what is computed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """A PEFT adapter folder, read but for its weights."""
-
-    name: str
-    """As the user gave it"""
-    folder: Path
-    base: str
-    """Folder or hub id of the model that it belongs to"""
-    config: Any
-    """peft's LoraConfig"""
-    shapes: dict[str, tuple[int, ...]]
-    """Of its tensors, by their names in the file"""
-
-    @property
-    def labels(self) -> int | None:
-        """Rows of the head that it brings; None where it brings none."""
-        return self.shapes[HEAD][0] if HEAD in self.shapes else None
-
-
-def adapter_in(name: str) -> Adapter | None:
-    """The adapter that a folder or hub id holds; None where there is no adapter_config.json.
-
-    Raises ValueError where it is not plain LoRA on a model, or where peft is not installed.
-    """
-    folder = None if name == DEMO else _folder(name)
-    if folder is None:
-        return None
-    flag = f"--model.name {name}"
-    if sorted(folder.glob("model*.safetensors")):
-        raise ValueError(f"{flag}: it holds the weights of a model and an {CONFIG}; move one of the two elsewhere")
-    try:
-        held = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        base = held["base_model_name_or_path"]
-        if not isinstance(base, str) or not base:
-            raise ValueError("base_model_name_or_path names no model")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{flag}: its {CONFIG} cannot be read ({brief(error)})") from error
-    peft = _peft(f"{flag}: it is an adapter folder")
-    config = _plain(held, flag, peft)
-    if base != DEMO and _folder(base) is not None:
-        raise ValueError(
-            f"{flag}: its base {base} is an adapter itself; merge that one first, with peft or --lora.keep"
-        )
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as tensors:
-            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{flag}: its {WEIGHTS} cannot be read ({brief(error)})") from error
-    return Adapter(name=name, folder=folder, base=base, config=config, shapes=shapes)
-
-
-def tokenizer_of(name: str) -> str:
-    """Where the tokenizer of a model is: an adapter folder may leave it to its base."""
-    adapter = adapter_in(name)
-    if adapter is None:
-        return name
-    return str(adapter.folder) if (adapter.folder / "tokenizer_config.json").is_file() else adapter.base
+NAME = "default"
+"""What peft calls a lone adapter inside a model"""
 
 
 def check(config: LoraConfig, architecture: PretrainedConfig, name: str) -> None:
     """ValueError where --lora.* do not fit the model `name`; known before its weights are read."""
     if config.rank == 0:
         return
-    _peft(f"--lora.rank {config.rank}")
+    peft_for(f"--lora.rank {config.rank}")
     adapter = adapter_in(name)
     if adapter is not None:
         _check_same(config, adapter)
@@ -126,7 +52,7 @@ def check_fit(adapter: Adapter, architecture: PretrainedConfig) -> None:
     why = None
     try:
         model = _injected(skeleton(architecture), adapter.config)
-    except ValueError as error:  # none of the layers that it names
+    except Exception as error:  # none of the layers that it names, or whatever the library says of odd values
         why = brief(error)
     else:
         wanted = {saved_name(n): tuple(p.shape) for n, p in model.named_parameters() if ".lora_" in n}
@@ -164,6 +90,8 @@ def put(
     _injected(classifier, _fresh(config, classifier, name) if adapter is None else adapter.config)
     for each, parameter in classifier.named_parameters():
         parameter.requires_grad_(is_trained(each))
+        if is_trained(each):  # peft makes them as the weights that they stand beside, which may be halves
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     if adapter is not None:
         held = load_file(adapter.folder / WEIGHTS)
         own = {each: saved_name(each) for each in classifier.state_dict() if is_trained(each)}
@@ -202,7 +130,7 @@ class Update:
 
     def added(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """The sum with a weight; `down` and `up` are those of the update, whole where it holds shards."""
-        return weight + (up @ down) * self.scale
+        return (weight + (up @ down) * self.scale).to(weight.dtype)
 
 
 def updates(classifier: PreTrainedModel) -> dict[str, Update]:
@@ -265,7 +193,7 @@ def _sides(classifier: PreTrainedModel) -> dict[str, int]:
 def _fresh(config: LoraConfig, classifier: PreTrainedModel, name: str) -> Any:
     alpha = _number(2 * config.rank if config.alpha is None else config.alpha)
     base = str(Path(name).resolve()) if name != DEMO and Path(name).is_dir() else name  # read from anywhere
-    return _peft(f"--lora.rank {config.rank}").LoraConfig(
+    return peft_for(f"--lora.rank {config.rank}").LoraConfig(
         task_type="SEQ_CLS",
         base_model_name_or_path=base,
         r=config.rank,
@@ -276,30 +204,7 @@ def _fresh(config: LoraConfig, classifier: PreTrainedModel, name: str) -> Any:
 
 def _injected(classifier: PreTrainedModel, config: Any) -> PreTrainedModel:
     """The classifier with peft's layers in it; their updates are drawn from torch's generator, and are zero."""
-    return _peft("LoRA").inject_adapter_in_model(copy.deepcopy(config), classifier, adapter_name=NAME)
-
-
-def _plain(held: dict[str, Any], flag: str, peft: ModuleType) -> Any:
-    """peft's LoraConfig of an adapter_config.json; ValueError where it asks for more than plain LoRA."""
-    usual = peft.LoraConfig().to_dict()
-    odd = [key for key, value in held.items() if key not in PLAIN and value and value != usual.get(key)]
-    odd += ["peft_type"] if held.get("peft_type") != "LORA" else []
-    odd += ["init_lora_weights"] if held.get("init_lora_weights", True) not in (True, False, "gaussian") else []
-    saved = held.get("modules_to_save") or []
-    odd += ["modules_to_save"] if not isinstance(saved, list) or {*map(str, saved)} - {"score", "classifier"} else []
-    if odd:
-        shown = ", ".join(f"{key} {held.get(key)!a}" for key in odd)
-        raise ValueError(
-            f"{flag}: its {CONFIG} has {shown}; rmkit reads plain LoRA with a head. Merge it with peft, and give that"
-        )
-    given = {key: value for key, value in held.items() if key in PLAIN}
-    # No dropout: tokens are shared. The head is no copy of peft's, but the classifier's own.
-    given |= {"lora_dropout": 0.0, "modules_to_save": None, "inference_mode": False, "init_lora_weights": True}
-    known = {key: value for key, value in given.items() if key in usual and key != "peft_type"}
-    try:
-        return peft.LoraConfig(**{**known, "task_type": "SEQ_CLS", "auto_mapping": None})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{flag}: its {CONFIG} cannot be read ({brief(error)})") from error
+    return peft_for("LoRA").inject_adapter_in_model(copy.deepcopy(config), classifier, adapter_name=NAME)
 
 
 def _check_same(config: LoraConfig, adapter: Adapter) -> None:
@@ -317,33 +222,6 @@ def _check_same(config: LoraConfig, adapter: Adapter) -> None:
                 f"{flag} {given}: the adapter {adapter.name} has {found}; give that to train it on, or --lora.rank 0 "
                 "to merge it and train all weights"
             )
-
-
-def _folder(name: str) -> Path | None:
-    """The folder with adapter_config.json that a folder or hub id names; None where there is none."""
-    if Path(name).is_dir():
-        return Path(name) if (Path(name) / CONFIG).is_file() else None
-    return _downloaded(name)
-
-
-@functools.cache
-def _downloaded(name: str) -> Path | None:
-    """The same of a hub id, without anything that is no tensor, text or tokenizer."""
-    try:
-        if cached_file(name, CONFIG, _raise_exceptions_for_missing_entries=False) is None:
-            return None
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except (OSError, ValueError):  # no such model, or no network: whoever reads its configuration says so
-        return None
-
-
-def _peft(why: str) -> ModuleType:
-    """The library; ValueError that begins with what needs it where it is not installed."""
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{why}: peft is not installed; pip install 'rmkit[lora]'") from error
-    return peft
 
 
 def _number(value: float) -> float:

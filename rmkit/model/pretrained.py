@@ -14,6 +14,7 @@ from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo
 from rmkit.errors import brief
 from rmkit.model import attention, lora
+from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
 
@@ -25,7 +26,7 @@ tokens."""
 def load_config(name: str) -> PretrainedConfig:
     """Configuration of a model folder or hub id; ValueError where there is none or where it cannot be trained."""
     check_folder(Path(name))
-    if (adapter := lora.adapter_in(name)) is not None:
+    if (adapter := adapter_in(name)) is not None:
         return _base_config(adapter)
     try:
         config = AutoConfig.from_pretrained(name)
@@ -35,7 +36,7 @@ def load_config(name: str) -> PretrainedConfig:
     return check_family(config, name)
 
 
-def _base_config(adapter: lora.Adapter) -> PretrainedConfig:
+def _base_config(adapter: Adapter) -> PretrainedConfig:
     """Configuration of an adapter's base; ValueError where there is none, or where the adapter does not fit it."""
     try:
         config = demo.model_config() if adapter.base == DEMO else load_config(adapter.base)
@@ -97,7 +98,7 @@ def build_model(
     """
     name = config.model.name
     kept = None if name == DEMO else saved_head(architecture, name)
-    adapter = lora.adapter_in(name)
+    adapter = adapter_in(name)
     base, brings_head = (name, False) if adapter is None else (adapter.base, adapter.labels is not None)
     head = kept or fresh_head(config.model)
     architecture.num_labels = len(head.labels)
@@ -168,13 +169,11 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
     rmkit.json says what its labels mean; without one, 1 or 2 labels are read as HALOs saves them. Raises ValueError
     where there are more, or where the two do not fit.
     """
-    adapter = lora.adapter_in(name)
+    adapter = adapter_in(name)
+    if adapter is not None and adapter.labels is None:
+        return saved_head(architecture, adapter.base)
     if adapter is not None:
-        return (
-            saved_head(architecture, adapter.base)
-            if adapter.labels is None
-            else _head_of(adapter.folder, name, adapter.labels)
-        )
+        return _head_of(adapter.folder, name, adapter.labels)
     kinds = architecture.architectures or [""]
     if not isinstance(kinds, list) or not isinstance(kinds[0], str):
         raise ValueError(f"--model.name {name}: its config.json gives {kinds!a} as architectures, need a class name")

@@ -29,6 +29,7 @@ from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import gathered, in_float32
 from rmkit.errors import AgreedError
 from rmkit.model import attention, lora
+from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.head import to_json
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.atomic import files_below, flush, written_folder
@@ -180,7 +181,7 @@ def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
     if taken.adapter is None:
         _write_config(taken, folder)
     else:
-        (folder / lora.CONFIG).write_text(json.dumps(taken.adapter, indent=2) + "\n")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(taken.adapter, indent=2) + "\n")
     # transformers 4 does not know the class name that transformers 5 writes, and reads the template inline only.
     _amend(
         folder / "tokenizer_config.json",
