@@ -520,6 +520,9 @@ SPOILED = {
     "targets that are not there": ({"target_modules": ["query"]}, "does not fit its base"),
     "other targets": ({"target_modules": ["q_proj"]}, "is 4 x 48 in the adapter and should be absent"),
     "other rank": ({"r": 2}, "in the adapter and should be"),
+    "targets by an expression": ({"target_modules": "(.*)*q_proj"}, "target_modules '(.*)*q_proj'"),
+    "ranks by an expression": ({"rank_pattern": {"(.*)*x": 3}}, "rank_pattern"),
+    "rank beyond all memory": ({"r": 10**12}, "in the adapter and should be"),
     "rank that is no number": ({"r": "many"}, "does not fit its base"),
 }
 

@@ -5,6 +5,7 @@ Only plain LoRA with a head is taken, and all of it: whatever else an adapter_co
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ HEAD = f"{PREFIX}score.weight"
 PLAIN = (
     *("peft_type", "task_type", "base_model_name_or_path", "peft_version", "auto_mapping", "inference_mode"),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("target_modules", "layers_to_transform", "modules_to_save"),
 )
 """Keys of adapter_config.json that plain LoRA may set; any other, set to something, changes what is computed."""
 
@@ -117,12 +118,18 @@ def peft_for(why: str) -> ModuleType:
     return peft
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | dict) and all(isinstance(v, str) and re.fullmatch(r"[\w.]+", v) for v in value)
+
+
 def _plain(held: dict[str, Any], flag: str, peft: ModuleType) -> Any:
     """peft's LoraConfig of an adapter_config.json; ValueError where it asks for more than plain LoRA."""
     usual = peft.LoraConfig().to_dict()
     odd = [key for key, value in held.items() if key not in PLAIN and value and value != usual.get(key)]
     odd += ["peft_type"] if held.get("peft_type") != "LORA" else []
     odd += ["init_lora_weights"] if held.get("init_lora_weights", True) not in (True, False, "gaussian") else []
+    # peft reads these as regular expressions, and one can be written that takes for ever.
+    odd += [key for key in ("target_modules", "rank_pattern", "alpha_pattern") if not _are_names(held.get(key) or [])]
     saved = held.get("modules_to_save") or []
     odd += ["modules_to_save"] if not isinstance(saved, list) or {*map(str, saved)} - {"score", "classifier"} else []
     if odd:

@@ -2,7 +2,8 @@
 
 peft's layers take the place of linear ones inside the classifier, which keeps its own class: the hooks of the reward
 model sit on them as on plain ones. The head is trained whole and saved with the adapter, in PEFT's own files and names
-(`adapter_config.json`, `adapter_model.safetensors`), so that peft and vLLM read them without rmkit.
+(`adapter_config.json`, `adapter_model.safetensors`), so that peft reads them without rmkit. vLLM takes no adapter that
+brings a head (`modules_to_save`): serve what is merged.
 """
 
 import copy
@@ -51,7 +52,8 @@ def check_fit(adapter: Adapter, architecture: PretrainedConfig) -> None:
     """ValueError where an adapter's tensors are not those of its base: no adapter is read in part."""
     why = None
     try:
-        model = _injected(skeleton(architecture), adapter.config)
+        with torch.device("meta"):  # whatever rank it gives, nothing is allocated
+            model = _injected(skeleton(architecture), adapter.config)
     except Exception as error:  # none of the layers that it names, or whatever the library says of odd values
         why = brief(error)
     else:
