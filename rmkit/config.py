@@ -21,7 +21,8 @@ def _check(ok: bool, flag: str, value: object, mend: str) -> None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     name: str = DEMO
-    """Path or hub id of a causal LM (its head is drawn from the seed), a sequence classifier or an rmkit folder.
+    """Path or hub id of a causal LM (its head is drawn from the seed), a sequence classifier,
+    a folder that rmkit wrote, or a LoRA adapter of one of these.
     "demo" is a small Llama from scratch, no network needed."""
     head: Literal["scalar", "binary", "multi"] = "scalar"
     """Form of a fresh head: one label, two as HALOs saves them (the reward is logit 1),

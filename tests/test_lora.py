@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from campaigns.invariance import LIMITS, compared
 from rmkit import evaluate, label, load_scorer
-from rmkit.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from rmkit.batch.trie import pack
+from rmkit.config import LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from rmkit.model import adapter, lora
 from rmkit.model.pretrained import build_model, implementation, load_config, saved_head
 from rmkit.train import main
@@ -60,7 +61,7 @@ def pefts_own(family: str, ours):
     classifier = tiny_classifier(family).double()
     classifier.set_attn_implementation(implementation("padded", classifier.config))  # eager softmaxes in float32
     config = copy.deepcopy(ours.peft_config["default"])
-    config.modules_to_save, config.task_type = ["score"], "SEQ_CLS"
+    config.modules_to_save, config.base_model_name_or_path = ["score"], None
     model = peft.get_peft_model(classifier, config)
     state = {name: tensor.double() for name, tensor in lora.adapter_state(ours).items()}
     assert peft.get_peft_model_state_dict(model).keys() == state.keys()
@@ -155,6 +156,13 @@ def test_the_last_layer_still_runs_on_end_tokens_only():
         part.lora_A["default"].register_forward_hook(lambda layer, inputs, output: seen.append(output.shape[1]))
     run(model, sequences, pairs, "trie")
     assert seen == [len(sequences)] * 2
+
+
+def test_a_batch_without_sequences_reaches_every_update():
+    """What a rank runs that has nothing left: DDP waits for the gradient of each parameter that is trained."""
+    model = reward_model(adapted(tiny_classifier("llama")), "trie")
+    model(pack([]), LossConfig()).loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("layout", ["trie", "padded"])
