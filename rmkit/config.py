@@ -26,7 +26,8 @@ def _check(ok: bool, flag: str, value: object, mend: str) -> None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     name: str = DEMO
-    """Path or hub id of a causal LM (its head is drawn from the seed), a sequence classifier or an rmkit folder.
+    """Path or hub id of a causal LM (its head is drawn from the seed), a sequence classifier,
+    a folder that rmkit wrote, or a LoRA adapter of one of these.
     "demo" is a small Llama from scratch, no network needed."""
     head: Literal["scalar", "binary", "multi"] = "scalar"
     """Form of a fresh head: one label, two as HALOs saves them (the reward is logit 1),
@@ -178,6 +179,35 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    rank: int = 0
+    """Train low-rank updates of this rank (LoRA) beside frozen weights, and the head; 0: train all weights.
+    Needs pip install 'rmkit[lora]', and usually a higher --optim.lr (1e-4)."""
+    alpha: float | None = None
+    """The update counts alpha / rank times; by default alpha is 2 x rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that are updated, such as q_proj v_proj; by default all of the decoder layers."""
+    dropout: float = 0.0
+    """Always 0: a token that sequences share would be dropped for all of them."""
+    keep: Literal["adapter", "merged", "both"] = "merged"
+    """What FINAL is. merged: an ordinary classifier. adapter: a PEFT adapter folder, which needs its base.
+    both: the classifier, and the adapter in FINAL/adapter."""
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 0, "--lora.rank", self.rank, "set 0 (off) or more")
+        mend = "leave it at 0: tokens are shared between sequences, which is exact only without dropout"
+        _check(self.dropout == 0.0, "--lora.dropout", self.dropout, mend)
+        alpha_ok = self.alpha is None or (self.alpha > 0.0 and math.isfinite(self.alpha))
+        _check(alpha_ok, "--lora.alpha", self.alpha, "set a positive number, such as 2 x the rank")
+        for flag, value, default in (
+            ("--lora.alpha", self.alpha, None),
+            ("--lora.targets", " ".join(self.targets), ""),
+            ("--lora.keep", self.keep, "merged"),
+        ):
+            _check(self.rank > 0 or value == default, flag, value, "set --lora.rank too, such as 16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
     every: int = 100
     """Steps between evaluations on the held-out pairs; 0: before and after training only."""
@@ -228,6 +258,7 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -239,6 +270,8 @@ class TrainConfig:
             _check(plain, "--exp-name", repr(self.exp_name), "set one folder name, without slashes")
         both = self.resume and self.overwrite
         _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or delete it")
+        base_ok = self.model.name != DEMO or self.lora.keep == "merged"
+        _check(base_ok, "--lora.keep", self.lora.keep, "the demo model is in no folder that an adapter could name")
         max_length = self.data.max_length
         if max_length is not None and max_length > self.batch.max_tokens:
             raise ValueError(

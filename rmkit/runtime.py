@@ -29,7 +29,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
     """What env.json records: versions, commit, device, ranks and command."""
     versions = {}
-    for package in ("torch", "transformers", "accelerate", "datasets", "safetensors", "triton", "numpy"):
+    for package in ("torch", "transformers", "accelerate", "datasets", "safetensors", "peft", "triton", "numpy"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

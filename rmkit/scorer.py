@@ -20,6 +20,7 @@ from rmkit.data.fields import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.distributed.sharding import placed
 from rmkit.errors import UserError, flag
+from rmkit.model.adapter import tokenizer_of
 from rmkit.model.pretrained import build_model, check_length, load_config, saved_head
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.export import verify
@@ -171,7 +172,7 @@ def load_scorer(
         kind = architecture.architectures[0]
         hint = f"it is a {kind}, which has no score head; train one with python -m rmkit.train --model.name {name}"
         raise UserError("model.name", name, hint)
-    tokenizer = load_tokenizer(name, say)
+    tokenizer = load_tokenizer(tokenizer_of(name), say)
     longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)
     check_length(architecture, longest)
     if max_tokens is not None and longest > max_tokens:

@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.utils import cached_file
 
 from rmkit.config import DEMO, TrainConfig
+from rmkit.data import demo
 from rmkit.errors import UserError, brief
-from rmkit.model import attention
+from rmkit.model import attention, lora
+from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
 
@@ -27,12 +29,25 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 def load_config(name: str) -> PretrainedConfig:
     """Configuration of a model folder or hub id; ValueError where there is none or where it cannot be trained."""
     check_folder(Path(name))
+    if (adapter := adapter_in(name)) is not None:
+        return _base_config(adapter)
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
         raise UserError("model.name", name, f"no model configuration was found {where}") from error
     return check_family(config, name)
+
+
+def _base_config(adapter: Adapter) -> PretrainedConfig:
+    """Configuration of an adapter's base; ValueError where there is none, or where the adapter does not fit it."""
+    try:
+        config = demo.model_config() if adapter.base == DEMO else load_config(adapter.base)
+    except UserError as error:
+        hint = f"its base {error.value}: {error.hint}"
+        raise UserError("model.name", adapter.name, hint, *error.ways) from error
+    lora.check_fit(adapter, config)
+    return config
 
 
 def check_folder(folder: Path) -> None:
@@ -92,6 +107,8 @@ def build_model(
     """
     name = config.model.name
     kept = None if name == DEMO else saved_head(architecture, name)
+    adapter = adapter_in(name)
+    base, brings_head = (name, False) if adapter is None else (adapter.base, adapter.labels is not None)
     head = kept or fresh_head(config.model)
     architecture.num_labels = len(head.labels)
     architecture.pad_token_id = pad_token_id
@@ -101,10 +118,10 @@ def build_model(
             setattr(architecture, dropout, 0.0)  # as TRL does; sharing a token is exact only without dropout
     chosen_attention = implementation(config.batch.layout, architecture)
     torch.manual_seed(config.seed)
-    if name == DEMO:
+    if base == DEMO:
         classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
     else:
-        classifier = load_classifier(name, architecture, chosen_attention, fresh_head=kept is None)
+        classifier = load_classifier(base, architecture, chosen_attention, fresh_head=kept is None or brings_head)
     classifier.score.float()
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
         classifier.get_input_embeddings().float()  # new rows are drawn
@@ -115,6 +132,7 @@ def build_model(
     else:
         count = len(head.labels)
         say(f"{name} brings a head of {count} label{'s' if count > 1 else ''}; it is kept")
+    lora.put(classifier, config.lora, name, adapter, config.seed, say)
     classifier.config.problem_type = "regression"
     if config.model.gradient_checkpointing:
         # Nothing is random, so no generator's state has to be kept for each layer.
@@ -191,6 +209,11 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
     rmkit.json says what its labels mean; without one, 1 or 2 labels are read as HALOs saves them. Raises ValueError
     where there are more, or where the two do not fit.
     """
+    adapter = adapter_in(name)
+    if adapter is not None and adapter.labels is None:
+        return saved_head(architecture, adapter.base)
+    if adapter is not None:
+        return _head_of(adapter.folder, name, adapter.labels)
     kinds = architecture.architectures or [""]
     if not isinstance(kinds, list) or not isinstance(kinds[0], str):
         raise UserError("model.name", name, f"its config.json gives {kinds!a} as architectures, need a class name")
@@ -203,8 +226,12 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
             f"it is saved as {kinds[0] or 'an unnamed class'}; "
             "give a causal LM, a sequence classifier or a folder that rmkit wrote",
         )
-    labels = _labels_in_weights(Path(name)) or architecture.num_labels
-    described = _described_head(Path(name) / "rmkit.json", labels)
+    return _head_of(Path(name), name, _labels_in_weights(Path(name)) or architecture.num_labels)
+
+
+def _head_of(folder: Path, name: str, labels: int) -> Head:
+    """What the labels of a saved head mean; ValueError where nothing says it."""
+    described = _described_head(folder / "rmkit.json", labels)
     head = described or plain_head(labels)
     if head is None:
         raise UserError(

@@ -27,7 +27,8 @@ from rmkit.data.tokenizer import default_template, encode, render
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import gathered, in_float32
 from rmkit.errors import AgreedError
-from rmkit.model import attention
+from rmkit.model import attention, lora
+from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.head import to_json
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.atomic import files_below, flush, written_folder
@@ -68,6 +69,8 @@ class Snapshot:
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     contract: dict[str, Any]
+    adapter: dict[str, Any] | None = None
+    """What adapter_config.json holds, where the weights are those of an adapter"""
 
 
 def write_model(
@@ -76,32 +79,51 @@ def write_model(
     """Save the model as a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang load as it is.
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
-    cannot be written.
+    cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter.
     """
-    taken = snapshot(model, tokenizer, config, max_length)
+    keep = config.lora.keep
+    taken = snapshot(model, tokenizer, config, max_length, merged=keep != "adapter")
+    beside = snapshot(model, tokenizer, config, max_length) if keep == "both" else None
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
+            if beside is not None:
+                flush(write(beside, partial / "adapter"))
     except AgreedError as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
 
 
-def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int) -> Snapshot:
-    """Score the self-check and copy the weights to the CPU. Every rank takes part.
+def snapshot(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    max_length: int,
+    *,
+    merged: bool = False,
+) -> Snapshot:
+    """Score the self-check and copy the weights to the CPU; under LoRA only the adapter's, or all of them `merged`.
+    Every rank takes part.
 
     The model is split into the same files as by Hugging Face, whatever the number of ranks, and one rank writes each
     file. Sharded tensors are gathered on the device one by one, and only the rank that writes a tensor keeps it.
     """
     texts = [render(tokenizer, messages) for messages in SELF_CHECK]
     scores = score_texts(model, tokenizer, texts)
-    state = model.classifier.state_dict()
+    adapter = None if merged else lora.described(model.classifier)
+    updates = lora.updates(model.classifier) if adapter is None else {}
+    state = (lora.plain_state if adapter is None else lora.adapter_state)(model.classifier)
     shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in state.items()}
-    split = split_torch_state_dict_into_shards(shapes, max_shard_size=FILE_SIZE)
+    one_file = {"max_shard_size": 2**63, "filename_pattern": "adapter_model{suffix}.safetensors"}
+    split = split_torch_state_dict_into_shards(
+        shapes, **({"max_shard_size": FILE_SIZE} if adapter is None else one_file)
+    )
     weights: dict[str, dict[str, Tensor]] = {
         file: {} for i, file in enumerate(split.filename_to_tensors) if i % ranks() == rank()
     }
     for name, tensor in state.items():
         full = gathered(tensor.detach())
+        if (update := updates.get(name)) is not None:
+            full = update.added(full, gathered(update.down), gathered(update.up))
         if split.tensor_to_filename[name] in weights:
             weights[split.tensor_to_filename[name]][name] = full.to("cpu", copy=True).contiguous()
     total = {
@@ -125,6 +147,7 @@ def snapshot(model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: Tra
             "head": to_json(model.head),
             "self_check": {"texts": texts, "scores": scores},
         },
+        adapter=adapter,
     )
 
 
@@ -138,6 +161,7 @@ def _described(model: RewardModel) -> PretrainedConfig:
 
 def write(taken: Snapshot, folder: Path) -> list[Path]:
     """Write this rank's part of a model into `folder`; the paths of the files."""
+    folder.mkdir(exist_ok=True)
     files = []
     for name, tensors in taken.weights.items():
         save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -152,12 +176,11 @@ def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
     if len(set(taken.file_of.values())) > 1:
         index = {"metadata": taken.total, "weight_map": taken.file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    taken.config.save_pretrained(folder)
     taken.tokenizer.save_pretrained(folder)
-    # transformers leaves out its default of two labels, which other readers do not know.
-    labels = taken.contract["head"]["labels"]
-    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    _amend(folder / "config.json", lambda old: _both_spellings({**old, **named}))
+    if taken.adapter is None:
+        _write_config(taken, folder)
+    else:
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(taken.adapter, indent=2) + "\n")
     # transformers 4 does not know the class name that transformers 5 writes, and reads the template inline only.
     _amend(
         folder / "tokenizer_config.json",
@@ -171,6 +194,15 @@ def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
     (folder / "rmkit.json").write_text(json.dumps(taken.contract, indent=2) + "\n")
     # The other ranks may be writing their weights by now.
     return [file for file in files_below(folder) if file.suffix != ".safetensors"]
+
+
+def _write_config(taken: Snapshot, folder: Path) -> None:
+    """Write config.json, which every reader of a whole classifier needs."""
+    taken.config.save_pretrained(folder)
+    # transformers leaves out its default of two labels, which other readers do not know.
+    labels = taken.contract["head"]["labels"]
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    _amend(folder / "config.json", lambda old: _both_spellings({**old, **named}))
 
 
 def _amend(file: Path, change: Callable[[dict], dict]) -> None:

@@ -22,6 +22,7 @@ SAME = {
     "data": ("train", "max_length", "overlong", "shuffle"),
     "batch": ("pairs", "group"),
     "optim": ("decay_all",),
+    "lora": ("rank", "alpha", "targets"),
 }
 """Flags that must not change when a run is resumed: they decide the order of the data, the shape of the model or the
 order of the optimizer's state."""
@@ -74,12 +75,13 @@ def _delete(folder: Path, held: list[str], say: Callable[[str], None]) -> None:
 
 
 def check_same(config: TrainConfig, saved: dict) -> None:
-    """Raise ValueError where a flag of `SAME` differs from the run that is resumed."""
-    now = json.loads(json.dumps(to_dict(config)))
+    """Raise ValueError where a flag of `SAME` differs from the run that is resumed. A run of a version that did not have
+    a flag yet was started with its default."""
+    now, usual = (json.loads(json.dumps(to_dict(each))) for each in (config, TrainConfig()))
     for part, keys in SAME.items():
-        old, new = (saved.get(part, {}), now[part]) if part else (saved, now)
+        old, new, first = (saved.get(part, {}), now[part], usual[part]) if part else (saved, now, usual)
         for key in keys:
-            if old.get(key) != new[key]:
+            if old.get(key, first[key]) != new[key]:
                 raise UserError(
                     f"{part}.{key}" if part else key,
                     str(new[key]),

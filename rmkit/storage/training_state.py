@@ -73,7 +73,7 @@ def load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) -> 
 def _load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
     reader = dcp.HuggingFaceStorageReader(str(folder))
     held = reader.read_metadata().state_dict_metadata
-    parameters = dict(model.classifier.named_parameters())
+    parameters = {name: p for name, p in model.classifier.named_parameters() if p.requires_grad}
     state = {}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, saved in held.items():

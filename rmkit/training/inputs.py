@@ -13,6 +13,8 @@ from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, source
 from rmkit.data.tokenizer import load_tokenizer
 from rmkit.errors import UserError
+from rmkit.model import lora
+from rmkit.model.adapter import tokenizer_of
 from rmkit.model.head import Head, fresh_head
 from rmkit.model.loss import loss_of
 from rmkit.model.pretrained import check_length, load_config, saved_head
@@ -51,8 +53,9 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     loss_of(config.loss)
     from_scratch = name == DEMO
     architecture = demo.model_config() if from_scratch else load_config(name)
+    lora.check(config.lora, architecture, name)
     head = None if from_scratch else saved_head(architecture, name)
-    tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(name, say)
+    tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(tokenizer_of(name), say)
     context = architecture.max_position_embeddings
     max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
     check_length(architecture, max_length)

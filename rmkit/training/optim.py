@@ -11,7 +11,7 @@ from rmkit.model.reward_model import RewardModel
 
 
 def adamw(model: RewardModel, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.999) and eps 1e-8, as HALOs and TRL run it.
+    """AdamW with betas (0.9, 0.999) and eps 1e-8, as HALOs and TRL run it, over what is trained (not all under LoRA).
 
     Norms, biases and the score head are not decayed unless --optim.decay-all: the head is one vector that sets the
     scale of the score, and Hugging Face's trainer leaves norms and biases out as well.
@@ -19,6 +19,8 @@ def adamw(model: RewardModel, config: OptimConfig) -> torch.optim.AdamW:
     assert config.lr is not None
     decayed, kept = [], []
     for name, parameter in model.classifier.named_parameters():
+        if not parameter.requires_grad:
+            continue
         plain = parameter.ndim >= 2 and not name.startswith("score.")
         (decayed if plain or config.decay_all else kept).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
