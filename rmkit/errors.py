@@ -25,10 +25,13 @@ class UserError(ValueError):
     """
 
     def __init__(self, field: str, value: object, hint: str, *ways: str) -> None:
-        super().__init__(field, value, hint, *ways)
         self.field, self.value, self.hint, self.ways = field, value, hint, ways
         self.rank: int | None = None
         """The rank that raised it, where that is another one"""
+        super().__init__(str(self))  # what tyro shows of an error in a configuration
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.field, self.value, self.hint, *self.ways), {"rank": self.rank}
 
     def about(self, field: str) -> "UserError":
         """The same mistake in another field: that of a second model, say."""
@@ -55,6 +58,9 @@ class AgreedError(UserError):
             self.rank = error.rank
         else:
             super().__init__("", None, str(error))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (UserError(self.field, self.value, self.hint, *self.ways),), {"rank": self.rank}
 
 
 def told(error: Exception | str, flags: Flags) -> str:

@@ -1,6 +1,9 @@
 """A user's error in the words of the program that was called."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +66,12 @@ def test_the_rank_that_met_it_is_named():
 def test_other_errors_are_told_as_they_are(error):
     assert told(error, LABEL) == "as it is"
     assert str(AgreedError(error)) == "as it is"
+
+
+def test_a_wrong_value_on_the_command_line_is_told_whole():
+    """tyro shows the first argument of an error, whatever its text is."""
+    command = [sys.executable, "-m", "rmkit.train", "--optim.lr", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 2
+    assert "--optim.lr -1.0: set a positive number, such as 5e-6" in done.stdout + done.stderr
+    assert UserError("optim.lr", -1, "set more").args == (str(UserError("optim.lr", -1, "set more")),)

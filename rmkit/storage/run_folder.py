@@ -75,8 +75,10 @@ def _delete(folder: Path, held: list[str], say: Callable[[str], None]) -> None:
 
 
 def check_same(config: TrainConfig, saved: dict) -> None:
-    """Raise ValueError where a flag of `SAME` differs from the run that is resumed. A run of a version that did not have
-    a flag yet was started with its default."""
+    """Raise ValueError where a flag of `SAME` differs from the run that is resumed.
+
+    A run of a version that did not have a flag yet was started with its default.
+    """
     now, usual = (json.loads(json.dumps(to_dict(each))) for each in (config, TrainConfig()))
     for part, keys in SAME.items():
         old, new, first = (saved.get(part, {}), now[part], usual[part]) if part else (saved, now, usual)
