@@ -102,7 +102,7 @@ def test_llama_3_8b_with_recomputation_fits_one_gpu(found):
     assert 120.0 < found["peak"] <= 125.0
 
 
-@reads("checks", "sharded", "32", "16384", "false")
+@reads("checks", "sharded", "32", "16384", "false", marks=pytest.mark.slow)
 def test_llama_3_8b_under_fsdp_takes_a_quarter_of_its_state_on_each_of_four_gpus(found):
     assert 40.0 < found["peak"] <= 45.0
     assert found["peak with saving"] == found["peak"]

@@ -313,12 +313,13 @@ def test_offloaded_bf16_shards_that_recompute_are_merged_whole(world, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(final)
     assert scores_in_transformers(model, final) == pytest.approx(self_check(final)[1], rel=1e-5, abs=1e-5)
     texts = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
-    assert load_scorer(final).score(texts) == load_scorer(final / "adapter").score(texts)
+    # Merged by one thread a rank, or here by as many as there are: not the same last bit.
+    assert load_scorer(final).score(texts) == pytest.approx(load_scorer(final / "adapter").score(texts), rel=1e-5)
 
 
-def test_the_demo_model_with_lora_goes_on_from_its_checkpoint(tmp_path, capsys):
+def test_the_demo_model_with_lora_goes_on_from_its_checkpoint(world, tmp_path, capsys):
     arguments = ["--cache-dir", str(tmp_path), "--exp-name", "r", *RANK, "--optim.max-steps", "4", "--batch.pairs", "4"]
-    arguments += ["--save.every", "2", "--save.keep", "0", "--eval.every", "0"]
+    arguments += ["--save.every", "2", "--save.keep", "0", "--data.train", str(world / "train.jsonl")]
     assert main(arguments) == 0
     wanted = load_file(tmp_path / "r" / "FINAL" / "model.safetensors")
     shutil.rmtree(tmp_path / "r" / "checkpoints" / "step-4")

@@ -66,8 +66,8 @@ def _on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
-def start(timeout: timedelta = TIMEOUT) -> Accelerator:
-    """Join the processes that torchrun or accelerate launch started, or be the only one.
+def own_environment() -> None:
+    """Set what a program of ours wants of its environment, before the first call of CUDA; `rmkit.fit` leaves it alone.
 
     Of accelerate's configuration only what it says about processes and devices is used.
     """
@@ -76,6 +76,10 @@ def start(timeout: timedelta = TIMEOUT) -> Accelerator:
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
         # Every microbatch has shapes of its own, which would leave holes in the GPU's memory that fit no later one.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def start(timeout: timedelta = TIMEOUT) -> Accelerator:
+    """Join the processes that torchrun or accelerate launch started, or be the only one."""
     cuda = torch.cuda.is_available()
     # gloo beside nccl: for what is agreed on, saved and offloaded on the CPU.
     backend = {"backend": "cuda:nccl,cpu:gloo"} if cuda and "LOCAL_RANK" in os.environ else {}

@@ -6,11 +6,10 @@ Twenty steps of training in float32 for every way to run it: losses and global g
 process to 1e-5 relative. Weights cannot be: Adam divides a gradient by its own size, so that round-off in a small one
 is a large part of a step, whichever processor adds it up. A step is at most lr long, so a weight differs by more than t
 of the way sum(lr) that it can go only where its gradient is less than u / t of the largest; u = 2^-23 is round-off of a
-unit in the last place of that one. Of N gradients spread evenly up to the largest, u / t are that small: for t = N u
-one weight is expected, for t = 100 u one in a hundred. The limits are these counts and what chance adds to them: more
-than 10 where a Poisson count of mean 1 is expected has probability 1e-8, and six standard deviations of a share of 1 /
-100 of this model's 35,136 parameters are 0.32 %. Then data sets smaller than the number of ranks, and evaluation and
-labelling with 1, 2 and 4 processes.
+unit in the last place of that one. Of N gradients spread evenly up to the largest, u / t are that small: for t = N u,
+0.42 % of the way with this model's 35,136 parameters, one weight is expected to be apart by more. Ten are allowed (a
+Poisson count of mean 1 is above that with probability 1e-8); what is really another gradient sets whole matrices apart.
+Then data sets smaller than the number of ranks, and evaluation and labelling with 1, 2 and 4 processes.
 """
 
 import argparse
@@ -48,7 +47,6 @@ LIMITS = {
     "grad_norm": 1e-5,
     "loss/eval": 1e-5,
     "weights apart": 10,
-    "weights, share": 0.01 + 6 * (0.01 * 0.99 / PARAMETERS) ** 0.5,
     "scores": 1e-5,
 }
 
@@ -96,7 +94,7 @@ def steps(run: Path) -> dict[str, np.ndarray]:
 
 
 def compared(run: Path, one: Path) -> dict[str, float]:
-    """What differs: relative for what was logged; how many weights are apart, and what share of them is by a little."""
+    """What differs: relative for what was logged, and how many weights are apart."""
     found, wanted = steps(run), steps(one)
     result = {key: float(np.max(np.abs(found[key] / wanted[key] - 1))) for key in KEYS}
     if len(wanted["loss/eval"]):
@@ -107,7 +105,6 @@ def compared(run: Path, one: Path) -> dict[str, float]:
     assert len(difference) == PARAMETERS
     way = np.abs(difference) / float(wanted["counters/lr"].sum())
     result["weights apart"] = int((way > PARAMETERS * ROUND_OFF).sum())
-    result["weights, share"] = float((way > 100 * ROUND_OFF).mean())
     return result
 
 
