@@ -59,7 +59,7 @@ def run(
     from rmkit.runtime import keep_freed
 
     console = Console(emoji=False)  # a file may be called :smile:
-    launch.own_environment()
+    launch.grow_segments()
     if not torch.cuda.is_available():
         keep_freed()
     try:

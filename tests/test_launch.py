@@ -126,7 +126,7 @@ def test_accelerate_launch_with_a_configuration_that_asks_for_other_engines(worl
 
 def allocator(file: Path, given: dict[str, str]) -> None:
     os.environ.update(given)
-    launch.own_environment()
+    launch.grow_segments()
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     file.write_text(json.dumps([os.environ.get(name) for name in names]))
 

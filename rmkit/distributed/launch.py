@@ -66,20 +66,21 @@ def _on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
-def own_environment() -> None:
-    """Set what a program of ours wants of its environment, before the first call of CUDA; `rmkit.fit` leaves it alone.
-
-    Of accelerate's configuration only what it says about processes and devices is used.
-    """
-    for variable in SWITCHES:
-        os.environ.pop(variable, None)
+def grow_segments() -> None:
+    """Have CUDA's allocator grow its segments, unless the user says otherwise: before CUDA is used, in a process that is
+    our own."""
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
         # Every microbatch has shapes of its own, which would leave holes in the GPU's memory that fit no later one.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def start(timeout: timedelta = TIMEOUT) -> Accelerator:
-    """Join the processes that torchrun or accelerate launch started, or be the only one."""
+    """Join the processes that torchrun or accelerate launch started, or be the only one.
+
+    Of accelerate's configuration only what it says about processes and devices is used.
+    """
+    for variable in SWITCHES:
+        os.environ.pop(variable, None)
     cuda = torch.cuda.is_available()
     # gloo beside nccl: for what is agreed on, saved and offloaded on the CPU.
     backend = {"backend": "cuda:nccl,cpu:gloo"} if cuda and "LOCAL_RANK" in os.environ else {}
