@@ -125,9 +125,11 @@ def test_accelerate_launch_with_a_configuration_that_asks_for_other_engines(worl
 
 
 def allocator(file: Path, given: dict[str, str]) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        os.environ.pop(name, None)  # of a program that ran in the process of the tests
     os.environ.update(given)
     launch.grow_segments()
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     file.write_text(json.dumps([os.environ.get(name) for name in names]))
 
 

@@ -67,8 +67,8 @@ def _on(variable: str) -> bool:
 
 
 def grow_segments() -> None:
-    """Have CUDA's allocator grow its segments, unless the user says otherwise: before CUDA is used, in a process that is
-    our own."""
+    """Have CUDA's allocator grow its segments, unless the user says otherwise. For our own programs, before CUDA is used:
+    it sets an environment variable."""
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
         # Every microbatch has shapes of its own, which would leave holes in the GPU's memory that fit no later one.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
