@@ -67,8 +67,10 @@ def _on(variable: str) -> bool:
 
 
 def grow_segments() -> None:
-    """Have CUDA's allocator grow its segments, unless the user says otherwise. For our own programs, before CUDA is used:
-    it sets an environment variable."""
+    """Have CUDA's allocator grow its segments, unless the user says otherwise.
+
+    It sets an environment variable, so it is for our own programs, before they use CUDA.
+    """
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
         # Every microbatch has shapes of its own, which would leave holes in the GPU's memory that fit no later one.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
