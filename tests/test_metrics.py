@@ -1,28 +1,11 @@
-import io
 import json
 import subprocess
 
 import torch
-from rich.console import Console
 
 from rmkit import runtime
 from rmkit.runtime import commit, environment
-from rmkit.terminal import refuse
 from rmkit.training.metrics import Metrics, describe
-
-STEP = {
-    "loss/train": 0.51234,
-    "rewards_train/accuracies": 0.75,
-    "examples_per_second": 12.34,
-    "tokens_per_second": 5678.9,
-    "tokens/flat": 200,
-    "tokens/computed": 50,
-}
-
-
-def plain():
-    out = io.StringIO()
-    return Console(file=out, width=60, force_terminal=False, color_system=None), out
 
 
 def test_metrics_are_on_the_disk_when_write_returns(tmp_path):
@@ -109,21 +92,6 @@ def test_a_mirror_that_fails_is_named_once_and_dropped(tmp_path):
     assert [step for step, _ in broken.told] == [1]
     assert [each if each == "finished" else each[0] for each in whole.told] == [1, 2, 3, "finished"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
-
-
-def test_refuse_shows_the_sentence_as_it_is():
-    """A path or a template in square brackets is no markup."""
-    console, out = plain()
-    refuse(ValueError("a.jsonl:3: [bold]need[/] [/nothing] a b"), console)
-    assert "a.jsonl:3: [bold]need[/] [/nothing] a b" in out.getvalue()
-    assert "rmkit" in out.getvalue().splitlines()[0]
-
-
-def test_refuse_writes_to_standard_error(capsys):
-    refuse("no such file")
-    captured = capsys.readouterr()
-    assert "no such file" in captured.err
-    assert captured.out == ""
 
 
 def test_describe_writes_config_and_environment(tmp_path, monkeypatch):

@@ -120,3 +120,18 @@ def test_refuse_shows_what_would_move_the_cursor_as_its_escape():
     console, out = plain()
     refuse(ValueError("field \x1b[2J\ud800 :smile: is wrong"), console)
     assert "field \\x1b[2J\\ud800 :smile: is wrong" in out.getvalue()
+
+
+def test_refuse_shows_the_sentence_as_it_is():
+    """A path or a template in square brackets is no markup."""
+    console, out = plain()
+    refuse(ValueError("a.jsonl:3: [bold]need[/] [/nothing] a b"), console)
+    assert "a.jsonl:3: [bold]need[/] [/nothing] a b" in out.getvalue()
+    assert "rmkit" in out.getvalue().splitlines()[0]
+
+
+def test_refuse_writes_to_standard_error(capsys):
+    refuse("no such file")
+    captured = capsys.readouterr()
+    assert "no such file" in captured.err
+    assert captured.out == ""

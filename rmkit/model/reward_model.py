@@ -5,6 +5,8 @@ engines hook the root's forward, so nothing may call the parts from outside. The
 and parameter names, so what is saved is what transformers reads.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -67,7 +69,7 @@ class RewardModel(nn.Module):
         """Where batches have to be: the parameters' own, unless they are offloaded."""
         return self.compute_device or self.classifier.device
 
-    @property
+    @functools.cached_property
     def pair_cost(self) -> float:
         """Work of one (query, key) pair of this model, in tokens (`pair_cost_of`)."""
         config, layers = self.config, self.backbone.layers
