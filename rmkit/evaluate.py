@@ -3,20 +3,25 @@
 Leaves OUT/ with metrics.json, scores.jsonl (a line per pair) and report.html, one file that opens without a network.
 """
 
+import sys
+
+from rmkit import cli
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))
+
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from datasets import Dataset
 from rich.console import Console
 
-from rmkit import cli, demo_model, runtime
+from rmkit import demo_model, runtime
 from rmkit.config import DEMO_MODEL
 from rmkit.data import source
 from rmkit.distributed import launch
@@ -158,13 +163,9 @@ def write(config: EvaluateConfig, described: dict, columns: dict[str, np.ndarray
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and evaluate; 2 with a boxed sentence on a user's error, 130 on Ctrl-C."""
-
-    def work(console: Console) -> int:
-        config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m rmkit.evaluate", description=__doc__)
-        return evaluate(config, console)
-
-    return cli.run(work, "stopped: nothing was written", flags=FLAGS)
+    return run_program(cli.parsed("evaluate", arguments))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run_program(flags: EvaluateConfig) -> int:
+    """Evaluate as the parsed flags say; the exit status of `main`."""
+    return cli.run(lambda console: evaluate(flags, console), "stopped: nothing was written", flags=FLAGS)

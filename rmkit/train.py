@@ -4,11 +4,17 @@ Leaves CACHE_DIR/EXP_NAME/ with config.json, env.json, metrics.jsonl, checkpoint
 FINAL/, an ordinary Hugging Face sequence classifier.
 """
 
+import sys
+
+from rmkit import cli
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    sys.exit(cli.main(["train", *sys.argv[1:]]))
+
 import contextlib
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmkit import cli, terminal
+from rmkit import terminal
 from rmkit.batch.build import Batches
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import epoch_order
@@ -242,9 +247,14 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and train; 2 with a boxed sentence on a user's error, 130 or 143 when stopped by a signal."""
+    return run_program(cli.parsed("train", arguments))
+
+
+def run_program(flags: TrainConfig) -> int:
+    """Train as the parsed flags say; the exit status of `main`."""
 
     def work(console: Console) -> int:
-        config = tyro.cli(TrainConfig, args=arguments, prog="python -m rmkit.train", description=__doc__).resolved()
+        config = flags.resolved()
         if config.model.name == DEMO and "OMP_NUM_THREADS" not in os.environ:
             # Too small to gain from a second core, and threads that wait for one that is busy elsewhere lose tenfold.
             torch.set_num_threads(1)
@@ -254,7 +264,3 @@ def main(arguments: list[str] | None = None) -> int:
     # While it trains, Ctrl-C ends the step first and writes a checkpoint; this is before or after.
     before_or_after = "stopped before the first step or after the last: no checkpoint is written"
     return cli.run(work, before_or_after, "Go on from the last checkpoint with --resume")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ from typing import Literal
 
 from rmkit.config import DEMO, DEMO_MODEL
 from rmkit.errors import UserError
-from rmkit.model.pretrained import load_config, saved_head
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
 
@@ -69,6 +68,8 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """What can be known before anything is loaded: ValueError where the run would fail in the end."""
+        from rmkit.model.pretrained import load_config, saved_head  # flags are read without torch
+
         self._check_places()
         if self.against is not None:
             # The first model shows its faults when it is loaded, which is next; this one would hours later.
