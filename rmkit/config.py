@@ -251,7 +251,8 @@ class TrainConfig:
     resume: bool = False
     """Go on from the newest whole checkpoint of this run."""
     overwrite: bool = False
-    """Delete what an earlier run left in the folder and start anew."""
+    """Replace an earlier run: it moves to old-run/ in its folder, goes when this one has
+    two checkpoints or FINAL, and is put back where this one fails before."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -269,7 +270,7 @@ class TrainConfig:
             plain = self.exp_name not in ("", ".", "..") and not set(self.exp_name) & set("/\\\0")
             _check(plain, "--exp-name", repr(self.exp_name), "set one folder name, without slashes")
         both = self.resume and self.overwrite
-        _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or delete it")
+        _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or replace it")
         base_ok = self.model.name != DEMO or self.lora.keep == "merged"
         _check(base_ok, "--lora.keep", self.lora.keep, "the demo model is in no folder that an adapter could name")
         max_length = self.data.max_length

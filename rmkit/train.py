@@ -43,7 +43,7 @@ from rmkit.runtime import Stop, stop_asked
 from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
-from rmkit.storage.run_folder import open_run
+from rmkit.storage.run_folder import claimed, open_run, replace_earlier
 from rmkit.training import validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
@@ -228,7 +228,22 @@ def run_training(
     for sentence in asked:
         say(sentence)
     agreed(lambda: check_trackers(config.log.to if shown.main else ()))
-    run = start(config, accelerator, say, memory or Memory())
+    with claimed(config, say):
+        return train(config, accelerator, shown, stops, memory or Memory(), began)
+
+
+def train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    shown: terminal.Terminal,
+    stops: Callable[[], contextlib.AbstractContextManager[Stop]],
+    memory: Memory,
+    began: float,
+) -> Result:
+    """`run_training` in a folder that is claimed; an earlier run there is replaced when all that it needs is read."""
+    say = shown.say
+    run = start(config, accelerator, say, memory)
+    replace_earlier(config, say)
     folder = config.folder if shown.main else None
     describe(folder, to_dict(config), accelerator.device, ranks())
     mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))

@@ -23,7 +23,7 @@ from rmkit.storage import checkpoint, export
 from rmkit.train import main
 from rmkit_kernels._backend import triton_on_cpu
 from support.oracle import scores_one_by_one
-from support.victim import lines, save_lm, write_rows
+from support.victim import FINISHED, lines, save_lm, write_rows
 
 PAIRS, TEST_PAIRS = 22, 5
 
@@ -350,8 +350,10 @@ def test_finished_run_is_not_overwritten(world, undisturbed, capsys):
 def test_overwrite_starts_anew(world, tmp_path, undisturbed, capsys):
     (tmp_path / "r" / "FINAL").mkdir(parents=True)
     assert main(flags(world, tmp_path, "--overwrite", "--save.every", "2")) == 0
-    assert "deleted FINAL" in capsys.readouterr().out
+    assert "moved FINAL of an earlier run to" in capsys.readouterr().out
     assert lines(tmp_path / "r") == lines(undisturbed)
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {*FINISHED}, "the earlier run is gone"
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
 def test_resume_with_other_data_is_refused(world, undisturbed, capsys):
