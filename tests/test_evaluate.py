@@ -406,6 +406,9 @@ def test_results_and_foreign_files_are_not_overwritten(world, tmp_path, capsys):
     export = write(tmp_path / "rb.jsonl", [{"mine": 1}])
     told = refusal(capsys, [*flags(world, tmp_path / "new"), "--export", "rewardbench", str(export)])
     assert "--export rewardbench" in told
+    for read_here in (world / "pairs.jsonl", world / "a" / "new.jsonl"):
+        asked = [*flags(world, tmp_path / "new"), "--overwrite", "--export", "rewardbench", str(read_here)]
+        assert "it is what is read here" in refusal(capsys, asked)
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     assert "thesis.tex" in refusal(capsys, flags(world, tmp_path, "--overwrite"))
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"

@@ -381,13 +381,13 @@ def test_base_model_gets_a_template_and_a_pad_token(world, tmp_path, capsys):
         tokenizer = demo.tokenizer()
         tokenizer.chat_template, tokenizer.pad_token = None, pad
         tokenizer.save_pretrained(folder)
-        arguments = flags(world, tmp_path, "--exp-name", folder.name, "--optim.max-steps", "1")
+        arguments = flags(world, tmp_path, "--exp-name", f"of-{folder.name}", "--optim.max-steps", "1")
         arguments[arguments.index("--model.name") + 1] = str(folder)
         assert main(arguments) == 0
         out = capsys.readouterr().out
         assert "no chat template" in out
         assert "as pad token" in out if pad else "no pad token" in out
-        saved = AutoTokenizer.from_pretrained(tmp_path / folder.name / "FINAL")
+        saved = AutoTokenizer.from_pretrained(tmp_path / f"of-{folder.name}" / "FINAL")
         assert saved.pad_token_id not in (None, saved.eos_token_id)
         assert saved.chat_template
 

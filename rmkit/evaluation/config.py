@@ -91,6 +91,10 @@ class EvaluateConfig:
         places = [("out", folder, folder.parent)]
         if self.export:
             file = Path(self.export[1])
+            taken = [*map(Path, self.data), *(Path(name) for name in (self.model, self.against) if name)]
+            for read in (path.resolve() for path in taken if path.exists()):
+                if file.resolve().is_relative_to(read):
+                    raise UserError("export", f"rewardbench {file}", "it is what is read here; name another file")
             if file.exists() and not self.overwrite:
                 raise UserError("export", f"rewardbench {file}", "it is there already; give --overwrite to replace it")
             places.append(("export", f"rewardbench {file}", file.parent))

@@ -117,6 +117,8 @@ class LabelConfig:
             raise ValueError(f"FEEDBACK {output}: it is a folder")
         if self.samples != "-" and output.exists() and Path(self.samples).exists() and output.samefile(self.samples):
             raise ValueError(f"FEEDBACK {output}: it is the file of the samples; name another one")
+        if Path(self.model).is_dir() and output.resolve().is_relative_to(Path(self.model).resolve()):
+            raise ValueError(f"FEEDBACK {output}: it would lie in the folder of the model; name another place")
         if output.exists() and not (self.overwrite or self.resume):
             raise ValueError(f"FEEDBACK {output}: it exists; give --overwrite to replace it, or another name")
 

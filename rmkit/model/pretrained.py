@@ -35,8 +35,15 @@ def load_config(name: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
-        raise UserError("model.name", name, f"no model configuration was found {where}") from error
+        hint = f"no model configuration was found {where}"
+        raise UserError("model.name", name, f"{hint}{_elsewhere(Path(name))}") from error
     return check_family(config, name)
+
+
+def _elsewhere(path: Path) -> str:
+    """Where a model is that a run folder holds, in words; "" where there is none."""
+    places = [path / "FINAL", path.parent / "old-run" / path.name]
+    return "".join(f"; there is one in {place}" for place in places if (place / "config.json").is_file())
 
 
 def _base_config(adapter: Adapter) -> PretrainedConfig:
