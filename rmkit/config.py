@@ -78,6 +78,8 @@ class DataConfig:
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 2048."""
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
     """A pair with a longer side is dropped (and counted), cut to its first or last tokens, or stops the run."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read stops the run, or is left out, counted and listed."""
     shuffle: bool = True
     """A new order each epoch, drawn from the seed."""
     workers: int = 0
@@ -294,8 +296,16 @@ class TrainConfig:
             data = dataclasses.replace(data, train=(name,), test=data.test or (name,))
         if optim.lr is None:
             optim = dataclasses.replace(optim, lr=2e-3 if demo else 5e-6)
-        default_name = DEMO if demo else f"{Path(self.model.name.rstrip('/')).name}-bt"
+        default_name = DEMO if demo else f"{_called(Path(self.model.name))}-bt"
         return dataclasses.replace(self, exp_name=self.exp_name or default_name, data=data, optim=optim)
+
+
+def _called(model: Path) -> str:
+    """The name of a model: that of its run where it is a run's FINAL, adapter or checkpoint."""
+    parts = list(model.parts)
+    while len(parts) > 1 and (parts[-1] in ("FINAL", "adapter", "checkpoints") or parts[-1].startswith("step-")):
+        parts.pop()
+    return parts[-1].strip("/") if parts else ""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rmkit import demo_model, runtime
 from rmkit.config import DEMO_MODEL
 from rmkit.data import source
+from rmkit.data.counts import Counts
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, first_then_others, on_first_rank, rank, ranks
 from rmkit.errors import AgreedError, UserError
@@ -82,10 +83,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
             torch.set_num_threads(1)  # as training does: too small to gain from a second core
     began = time.perf_counter()
 
-    def load() -> tuple[Dataset, dict[str, int]]:
-        return with_a_preferred_side(source.load(config.data, "test", note), note)
+    def load() -> tuple[Dataset, dict[str, int], Counts]:
+        counts = Counts()
+        read = source.load(config.data, "test", note, bad_rows=config.bad_rows, judged=True, counts=counts)
+        return *with_a_preferred_side(read, note), counts
 
-    preferences, undecided = first_then_others(load)
+    preferences, undecided, counts = first_then_others(load)
     scored, other = score("model.name", config.model, preferences, config, device, terminal, note), None
     if config.against is not None:
         other = score("against", config.against, preferences, config, device, terminal, note)
@@ -95,15 +98,18 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
             raise AgreedError(UserError("against", config.against, nothing))  # every rank comes here
         if len(both) < max(len(scored.rows), len(other.rows)):
             note(f"{len(both)} pairs fit both models; the numbers are of these")
-        scored, other = scored.only(both), other.only(both)
+        scored = scored.only(both, f"does not fit --against {config.against}")
+        other = other.only(both, f"does not fit --model {config.model}")
+    counts.pairs_dropped.update({**undecided, **scored.dropped})
 
     def report() -> None:
         described = {
+            "counts": counts.as_dict(),
             "notes": notes,
             "seconds": time.perf_counter() - began,
             "environment": runtime.environment(device, ranks()),
         }
-        write_results(config, preferences, undecided, scored, other, described, terminal)
+        write_results(config, preferences, scored, other, described, terminal)
 
     on_first_rank(report)
     launch.end(accelerator)
@@ -121,7 +127,6 @@ def check_installed() -> None:
 def write_results(
     config: EvaluateConfig,
     preferences: Dataset,
-    undecided: dict[str, int],
     scored: Scored,
     other: Scored | None,
     run: dict,
@@ -132,7 +137,7 @@ def write_results(
 
     columns = metrics.columns(preferences, scored, other)
     measured = metrics.measure(preferences, scored, columns)
-    measured["dropped"] = {**undecided, **measured["dropped"]}
+    measured["dropped"] = run["counts"]["pairs_dropped"]
     described = {
         "model": config.model,
         "data": list(config.data),

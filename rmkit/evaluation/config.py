@@ -4,7 +4,9 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from rmkit.config import DEMO, DEMO_MODEL
 from rmkit.errors import UserError
@@ -17,6 +19,7 @@ FLAGS = {
     "model.precision": "--precision",
     "data.test": "--data",
     "data.max_length": "--max-length",
+    "data.bad_rows": "--bad-rows",
     "data.overlong": None,
     "model.head": None,
     "model.objectives": None,
@@ -28,10 +31,10 @@ FLAGS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    model: str | None = None
+    model: Annotated[str | None, arg(aliases=["--model.name"])] = None
     """Folder or hub id of a reward model: what rmkit.train leaves in FINAL/, or anyone's sequence classifier.
     By default runs/demo/FINAL, which is trained first if it is not there."""
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], arg(aliases=["--data.test"])] = ()
     """Held-out preferences: named sets, hub ids (NAME or NAME:SPLIT) or paths, mixed.
     By default the embedded set for the demo model."""
     against: str | None = None
@@ -42,6 +45,8 @@ class EvaluateConfig:
     """Replace the results of an earlier evaluation."""
     export: tuple[Literal["rewardbench"], str] | None = None
     """Also write the pairs to a file, in the form that RewardBench reads offline: --export rewardbench FILE."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read stops the run, or is left out, counted and listed."""
     max_length: int | None = None
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 16384.
     Pairs with a longer side are left out, and counted."""
