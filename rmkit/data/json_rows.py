@@ -168,7 +168,9 @@ def _elements(file: IO[bytes], shown: str, wrapped: bool = False) -> Iterator[Ro
     """The elements of an array, or of the one that an object holds under its only name."""
     window, index = _Window(file, shown), 0
     window.next_character()
-    opened = _WRAPPED.match(window.text, window.at) if wrapped else None
+    opened = None
+    while wrapped and not (opened := _WRAPPED.match(window.text, window.at)) and window.grow():
+        pass
     window.move(opened.end() if opened else window.at + 1)  # the opening bracket
     closed = window.next_character() == "]"
     while not closed:

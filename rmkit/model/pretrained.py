@@ -62,7 +62,8 @@ def _base_config(adapter: Adapter) -> PretrainedConfig:
 
 def check_folder(folder: Path) -> None:
     """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody) or
-    what Git LFS leaves in a file's place, or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
+    what Git LFS leaves in a file's place, or where its index of weights names anything but safetensors of its own:
+    another file would be read as a pickle."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError("model.name", folder, f"{path.name} is no ordinary file (a pipe, a device)")
