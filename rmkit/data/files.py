@@ -30,8 +30,7 @@ def read_rows(path: str, shown: str, skip: bool = False) -> Located:
     """
     if not Path(path).is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"{shown}: it is gone, or no ordinary file (a pipe, a device); save its rows to a file")
-    if is_pointer(Path(path)):
-        raise ValueError(f"{shown}: it is a Git LFS pointer, not the file itself; fetch that with: git lfs pull")
+    check_whole(Path(path), shown)
     return _parquet(path, shown) if path.endswith(".parquet") else _json(path, shown, skip)
 
 
@@ -67,6 +66,12 @@ def _opened(path: str) -> IO[bytes]:
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if zipped or path.endswith(".gz") else open(path, "rb")
+
+
+def check_whole(path: Path, shown: str) -> None:
+    """ValueError where a file is a pointer to what was not fetched."""
+    if is_pointer(path):
+        raise ValueError(f"{shown}: it is a Git LFS pointer, not the file itself; fetch that with: git lfs pull")
 
 
 def is_pointer(path: Path) -> bool:
