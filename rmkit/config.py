@@ -78,6 +78,8 @@ class DataConfig:
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 2048."""
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
     """A pair with a longer side is dropped (and counted), cut to its first or last tokens, or stops the run."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read stops the run, or is left out, counted and listed."""
     shuffle: bool = True
     """A new order each epoch, drawn from the seed."""
     workers: int = 0
@@ -251,7 +253,8 @@ class TrainConfig:
     resume: bool = False
     """Go on from the newest whole checkpoint of this run."""
     overwrite: bool = False
-    """Delete what an earlier run left in the folder and start anew."""
+    """Replace an earlier run: it moves to old-run/ in its folder, goes when this one has
+    two checkpoints or FINAL, and is put back where this one fails before."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -269,7 +272,7 @@ class TrainConfig:
             plain = self.exp_name not in ("", ".", "..") and not set(self.exp_name) & set("/\\\0")
             _check(plain, "--exp-name", repr(self.exp_name), "set one folder name, without slashes")
         both = self.resume and self.overwrite
-        _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or delete it")
+        _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or replace it")
         base_ok = self.model.name != DEMO or self.lora.keep == "merged"
         _check(base_ok, "--lora.keep", self.lora.keep, "the demo model is in no folder that an adapter could name")
         max_length = self.data.max_length
@@ -293,8 +296,16 @@ class TrainConfig:
             data = dataclasses.replace(data, train=(name,), test=data.test or (name,))
         if optim.lr is None:
             optim = dataclasses.replace(optim, lr=2e-3 if demo else 5e-6)
-        default_name = DEMO if demo else f"{Path(self.model.name.rstrip('/')).name}-bt"
+        default_name = DEMO if demo else f"{_called(Path(self.model.name))}-bt"
         return dataclasses.replace(self, exp_name=self.exp_name or default_name, data=data, optim=optim)
+
+
+def _called(model: Path) -> str:
+    """The name of a model: that of its run where it is a run's FINAL, adapter or checkpoint."""
+    parts = list(model.parts)
+    while len(parts) > 1 and (parts[-1] in ("FINAL", "adapter", "checkpoints") or parts[-1].startswith("step-")):
+        parts.pop()
+    return parts[-1].strip("/") if parts else ""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

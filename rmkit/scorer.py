@@ -170,7 +170,8 @@ def load_scorer(
     architecture = load_config(name)
     if saved_head(architecture, name) is None:
         kind = architecture.architectures[0]
-        hint = f"it is a {kind}, which has no score head; train one with python -m rmkit.train --model.name {name}"
+        train = f"python -m rmkit.train --model.name {name} --data.train FILE"
+        hint = f"it is a {kind}, which has no score head; train one with {train}"
         raise UserError("model.name", name, hint)
     tokenizer = load_tokenizer(tokenizer_of(name), say)
     longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)

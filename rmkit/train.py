@@ -4,11 +4,17 @@ Leaves CACHE_DIR/EXP_NAME/ with config.json, env.json, metrics.jsonl, checkpoint
 FINAL/, an ordinary Hugging Face sequence classifier.
 """
 
+import sys
+
+from rmkit import cli
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    sys.exit(cli.main(["train", *sys.argv[1:]]))
+
 import contextlib
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmkit import cli, terminal
+from rmkit import terminal
 from rmkit.batch.build import Batches
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import epoch_order
@@ -38,7 +43,7 @@ from rmkit.runtime import Stop, stop_asked
 from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
-from rmkit.storage.run_folder import open_run
+from rmkit.storage.run_folder import claimed, open_run, replace_earlier
 from rmkit.training import validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
@@ -223,7 +228,22 @@ def run_training(
     for sentence in asked:
         say(sentence)
     agreed(lambda: check_trackers(config.log.to if shown.main else ()))
-    run = start(config, accelerator, say, memory or Memory())
+    with claimed(config, say):
+        return train(config, accelerator, shown, stops, memory or Memory(), began)
+
+
+def train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    shown: terminal.Terminal,
+    stops: Callable[[], contextlib.AbstractContextManager[Stop]],
+    memory: Memory,
+    began: float,
+) -> Result:
+    """`run_training` in a folder that is claimed; an earlier run there is replaced when all that it needs is read."""
+    say = shown.say
+    run = start(config, accelerator, say, memory)
+    replace_earlier(config, say)
     folder = config.folder if shown.main else None
     describe(folder, to_dict(config), accelerator.device, ranks())
     mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))
@@ -242,9 +262,14 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and train; 2 with a boxed sentence on a user's error, 130 or 143 when stopped by a signal."""
+    return run_program(cli.parsed("train", arguments))
+
+
+def run_program(flags: TrainConfig) -> int:
+    """Train as the parsed flags say; the exit status of `main`."""
 
     def work(console: Console) -> int:
-        config = tyro.cli(TrainConfig, args=arguments, prog="python -m rmkit.train", description=__doc__).resolved()
+        config = flags.resolved()
         if config.model.name == DEMO and "OMP_NUM_THREADS" not in os.environ:
             # Too small to gain from a second core, and threads that wait for one that is busy elsewhere lose tenfold.
             torch.set_num_threads(1)
@@ -254,7 +279,3 @@ def main(arguments: list[str] | None = None) -> int:
     # While it trains, Ctrl-C ends the step first and writes a checkpoint; this is before or after.
     before_or_after = "stopped before the first step or after the last: no checkpoint is written"
     return cli.run(work, before_or_after, "Go on from the last checkpoint with --resume")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -74,6 +74,8 @@ def test_progress_bars_are_off_in_a_log_and_given_back():
 # --- rmkit PROGRAM ...
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "tyro")
+SECONDS = HEAVY[:4]
+"""Those whose import takes seconds"""
 
 
 def rmkit(*arguments: str) -> subprocess.CompletedProcess:
@@ -112,6 +114,28 @@ def test_a_program_is_that_of_python_m(program):
     done = rmkit(program, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == file_of(program).read_text().strip()
+    assert not {*SECONDS} & {*json.loads(done.stderr.splitlines()[-1])}
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "told"),
+    [
+        ("train", ["--modle.name", "x"], "Perhaps you meant: --model.name"),
+        ("train", ["--optim.lr", "fast"], "--optim.lr"),
+        ("train", ["--loss.label-smoothing", "2"], "set a number in [0, 0.5)"),
+        ("label", ["--feedback", "pairwize"], "pairwise"),
+        ("evaluate", ["--dta", "x"], "--data"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_before_anything_heavy_is_imported(program, flag, told):
+    """As python -m rmkit.PROGRAM is started, by torchrun too."""
+    code = "import atexit, json, runpy, sys\nsys.argv[1:] = sys.argv[2:]\n"
+    code += f"atexit.register(lambda: print([m for m in {SECONDS} if m in sys.modules], file=sys.stderr))\n"
+    code += f"runpy.run_module('rmkit.{program}', run_name='__main__', alter_sys=True)"
+    done = subprocess.run([sys.executable, "-c", code, "", *flag], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert told in " ".join((done.stdout + done.stderr).replace("\u2502", " ").split())
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_flags_and_exit_status_are_the_programs_own(tmp_path):

@@ -165,6 +165,11 @@ def test_model_defaults(name):
     assert found.folder == Path("runs/Llama-3-8B-bt")
 
 
+@pytest.mark.parametrize("name", ["runs/x/FINAL", "x/FINAL/adapter/", "runs/x/checkpoints/step-20", "x", "a/x/FINAL"])
+def test_a_model_of_a_run_goes_by_the_name_of_the_run(name):
+    assert TrainConfig(model=ModelConfig(name=name)).resolved().exp_name == "x-bt"
+
+
 def test_what_was_given_stays():
     assert OTHER.resolved() == OTHER
     given = TrainConfig(data=DataConfig(train=("a",))).resolved().data

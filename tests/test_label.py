@@ -564,6 +564,7 @@ BAD_FLAGS = {
     "another suffix": (("s.json", "f.csv"), ".json (an array) or .jsonl"),
     "a folder": (("s.json", "rm.json"), "it is a folder"),
     "itself": (("s.json", "s.json", "--overwrite"), "the file of the samples"),
+    "into the model": (("s.json", "rm/config.json", "--overwrite", "--model", "rm"), "in the folder of the model"),
     "too long": (("s.json", "f.json", "--max-length", "5000"), "--max-length 5000"),
     "budget": (("s.json", "f.json", "--max-length", "100", "--max-tokens", "50"), "--max-tokens 50"),
 }
@@ -593,8 +594,9 @@ def test_a_bad_flag_is_named(world, tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.json").write_text(GOOD)
     (tmp_path / "rm.json").mkdir()
+    (tmp_path / "rm").symlink_to(world / "rm")
     assert words in refusal(capsys, ["--model", str(world / "rm"), *given])
-    assert sorted(part.name for part in tmp_path.iterdir()) == ["rm.json", "s.json"]
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["rm", "rm.json", "s.json"]
 
 
 def test_no_model_named(world, tmp_path, capsys):

@@ -23,7 +23,7 @@ from rmkit.storage import checkpoint, export
 from rmkit.train import main
 from rmkit_kernels._backend import triton_on_cpu
 from support.oracle import scores_one_by_one
-from support.victim import lines, save_lm, write_rows
+from support.victim import FINISHED, lines, save_lm, write_rows
 
 PAIRS, TEST_PAIRS = 22, 5
 
@@ -350,8 +350,10 @@ def test_finished_run_is_not_overwritten(world, undisturbed, capsys):
 def test_overwrite_starts_anew(world, tmp_path, undisturbed, capsys):
     (tmp_path / "r" / "FINAL").mkdir(parents=True)
     assert main(flags(world, tmp_path, "--overwrite", "--save.every", "2")) == 0
-    assert "deleted FINAL" in capsys.readouterr().out
+    assert "moved FINAL of an earlier run to" in capsys.readouterr().out
     assert lines(tmp_path / "r") == lines(undisturbed)
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {*FINISHED}, "the earlier run is gone"
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
 def test_resume_with_other_data_is_refused(world, undisturbed, capsys):
@@ -379,13 +381,13 @@ def test_base_model_gets_a_template_and_a_pad_token(world, tmp_path, capsys):
         tokenizer = demo.tokenizer()
         tokenizer.chat_template, tokenizer.pad_token = None, pad
         tokenizer.save_pretrained(folder)
-        arguments = flags(world, tmp_path, "--exp-name", folder.name, "--optim.max-steps", "1")
+        arguments = flags(world, tmp_path, "--exp-name", f"of-{folder.name}", "--optim.max-steps", "1")
         arguments[arguments.index("--model.name") + 1] = str(folder)
         assert main(arguments) == 0
         out = capsys.readouterr().out
         assert "no chat template" in out
         assert "as pad token" in out if pad else "no pad token" in out
-        saved = AutoTokenizer.from_pretrained(tmp_path / folder.name / "FINAL")
+        saved = AutoTokenizer.from_pretrained(tmp_path / f"of-{folder.name}" / "FINAL")
         assert saved.pad_token_id not in (None, saved.eos_token_id)
         assert saved.chat_template
 

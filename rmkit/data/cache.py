@@ -20,6 +20,10 @@ from rmkit.data.named import NAMED
 DEMO = "demo"
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 
+BAD = "bad rows"
+LISTED = 20
+"""Bad rows of a file that are listed; the others are counted."""
+
 Row = dict[str, Any]
 Outcomes = Iterator[tuple[str, Row | str]]  # number of line, index or row; a preference, or why there is none
 
@@ -39,6 +43,10 @@ class Source:
     named: str = ""
     """A named set, and the split of it that is read."""
     split: str = ""
+    judged: bool = False
+    """Nothing is learned from the pairs: identical sides and empty answers stay, and count as benchmarks count them."""
+    bad_rows: str = "stop"
+    """"drop": a row that cannot be read is counted and listed, and the others are read."""
 
 
 def features() -> datasets.Features:
@@ -59,7 +67,8 @@ def features() -> datasets.Features:
 
 
 def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]]:
-    """The cached preferences of one source, and a report on them: form, rows, dropped (reason -> count).
+    """The cached preferences of one source, and a report on them: form, rows, dropped (reason -> count), flaws (those
+    of them that are pairs, not rows), bad (place and fault of the first bad rows).
 
     `rows` is a data set that is open already; where it is None, a local file or the embedded set is read. A ValueError
     for the user is raised as it is; any other failure stays a DatasetGenerationError.
@@ -93,16 +102,24 @@ def _code() -> str:
 def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
     """The rows of the cached file. The last one holds the report, because the cache keeps nothing but rows."""
     origin = Source(**source)
-    report: Row = {"form": "", "rows": 0, "dropped": Counter()}
+    report: Row = {"form": "", "rows": 0, "dropped": Counter(), "flaws": Counter(), "bad": []}
     read = _from_set(origin, rows, report) if origin.named else _from_rows(origin, rows, report)
     for number, preference in read:
-        reason = preference if isinstance(preference, str) else _flaw(preference)
-        if reason:
+        if isinstance(preference, str):
+            report["dropped"][preference] += 1
+        elif not origin.judged and (reason := _flaw(preference)):
             report["dropped"][reason] += 1
+            report["flaws"][reason] += 1
         else:
-            yield {**preference, "source": f"{origin.shown}:{number}"}
+            yield {**_sides_given(preference), "source": f"{origin.shown}:{number}"}
     nothing = dict.fromkeys(features(), "") | {side: [] for side in ("prompt", "chosen", "rejected")}
     yield {**nothing, "compared": 0.0, **dict.fromkeys(LABELS), "id": json.dumps(report)}
+
+
+def _sides_given(preference: Row) -> Row:
+    """The preference with an empty answer where a compared side is no message at all."""
+    sides = ("chosen", "rejected") if preference["compared"] else ()
+    return preference | {s: [{"role": "assistant", "content": ""}] for s in sides if not preference[s]}
 
 
 def _flaw(preference: Row) -> str:
@@ -137,13 +154,15 @@ def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
 def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     """The preferences of rows that all have one form: that of the first row of the wanted split."""
     if rows is None:
-        located = read_rows(origin.path, origin.shown)
+        located = read_rows(origin.path, origin.shown, skip=origin.bad_rows == "drop")
     else:
         located = _opened(rows, origin.shown)
     for where, row in located:
         report["rows"] += 1
         number = where.rpartition(" ")[2]
         try:
+            if isinstance(row, ValueError):
+                raise row
             if origin.own_split and _other_split(row, origin.own_split):
                 yield number, "other split"
                 continue
@@ -151,7 +170,12 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
                 report["form"] = detect(row)
             pairs = _fitting(row, report["form"])
         except ValueError as error:
-            raise ValueError(f"{origin.shown}, {where}: {error}") from None
+            told = str(error) if error is row else f"{origin.shown}, {where}: {error}"
+            if origin.bad_rows == "stop":
+                raise ValueError(told) from None
+            report["bad"] += [told] if len(report["bad"]) < LISTED else []
+            yield number, BAD
+            continue
         if not pairs:
             yield number, "no responses of different rank"
         for preference in pairs:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rmkit.data.fields import MOST, Message, entries, messages, name, names, number, show, text
+from rmkit.data.misspelt import missing
 from rmkit.data.ratings import is_rated, of_sides, rated_responses
 
 Form = Literal[
@@ -101,7 +102,7 @@ def detect(row: Any) -> Form:
             "(python -m rmkit.label) and use that file"
         )
     known = "; ".join(f"{form}: {needs}" for form, needs in NEEDS.items())
-    raise ValueError(f"found the fields {names(row)}, which fit no form of preferences ({known})")
+    raise ValueError(f"found the fields {names(row)}, which fit no form of preferences ({missing(given) or known})")
 
 
 def preferences(row: dict[str, Any], form: Form) -> list[dict[str, Any]]:

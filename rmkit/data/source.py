@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,10 @@ import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cache import DEMO, Source, build
+from rmkit.data.cache import BAD, DEMO, Source, build
+from rmkit.data.counts import Counts
 from rmkit.data.files import SUFFIXES, is_data
+from rmkit.data.hub import settle as hub_settled
 from rmkit.data.named import NAMED
 from rmkit.errors import UserError, plain
 
@@ -26,14 +29,26 @@ Split = Literal["train", "test"]
 Say = Callable[[str], None]
 
 # How Hugging Face names the files of a folder: train.jsonl, test-00000-of-00002.parquet
+ABOUT = ("dataset_infos.json", "dataset_info.json", "state.json")
 _FILE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)[-_.]")
 
 
-def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | Dataset | None = None) -> Dataset:
+def load(
+    names: tuple[str, ...],
+    split: Split,
+    say: Say,
+    rows: Sequence[dict] | Dataset | None = None,
+    *,
+    bad_rows: str = "stop",
+    judged: bool = False,
+    counts: Counts | None = None,
+) -> Dataset:
     """The preferences of all names in their order, with the columns of `cache.features`.
 
     `rows`, from a Python program, are read instead of the names. Says one line per source: form, rows, preferences, and
-    how many were dropped, by reason. The column `source` is "file:line", "file:index" (JSON array) or "set:row".
+    how many were dropped, by reason; all of it is added to `counts`. With `bad_rows` "drop", rows that cannot be read
+    are listed and left out; `judged` keeps identical sides and empty answers. The column `source` is "file:line",
+    "file:index" (JSON array) or "set:row".
 
     Raises:
         ValueError: a name that is not known, a source that cannot be read, a bad row (the message gives file, line and
@@ -45,13 +60,21 @@ def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | 
         sources = [(Source(shown=f"{split} rows"), _in_memory(rows, split))]
     parts, lines = [], []
     for source, opened in sources:
-        part, report = build(source, opened)
+        part, report = build(replace(source, bad_rows=bad_rows, judged=judged), opened)
         lines.append(_line(source.shown, len(part), report))
         say(lines[-1])
+        for told in report["bad"]:
+            say(f"dropped {told}")
+        if (more := report["dropped"].get(BAD, 0) - len(report["bad"])) > 0:
+            say(f"dropped {more} more bad rows of {source.shown}")
+        if counts is not None:
+            counts.add(report, len(part))
         if len(part):
             parts.append(part)
     if not parts:
         why = ". ".join(lines) or "no source was given"
+        if any("other split" in line for line in lines):
+            why += f". Rows whose field 'split' names another split than {split} are not read"
         raise UserError(f"data.{split}", None, f"no preference is left ({why})")
     return datasets.concatenate_datasets(parts)
 
@@ -137,17 +160,24 @@ def _local(path: Path, split: Split, say: Say) -> Iterator[tuple[Source, Dataset
 
 
 def _folder(path: Path, split: Split, say: Say) -> list[Path]:
-    """The data files in sorted order, without those named for another split: train.jsonl is not read for test."""
-    files = sorted(filter(is_data, path.iterdir()))
+    """The data files below the folder in sorted order, without those named for another split: neither train.jsonl nor
+    train/0.parquet is read for test. Hidden folders are not read, nor what the hub keeps about a set."""
+    found = ((file.relative_to(path), file) for file in path.rglob("*"))
+    inside = {file: name for name, file in found if not any(part.startswith(".") for part in name.parts)}
+    files = sorted(file for file in inside if is_data(file) and file.name not in ABOUT)
     if not files:
         raise ValueError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file, and is no save_to_disk folder")
     said = {file: match[1] for file in files if (match := _FILE_SPLIT.match(file.name))}
-    others = [file.name for file in files if said.get(file, split) != split]
+    for file in files:
+        for folder in inside[file].parts[:-1]:
+            if _FILE_SPLIT.fullmatch(f"{folder}_"):
+                said[file] = folder
+    others = [str(inside[file]) for file in files if said.get(file, split) != split]
     if len(others) == len(files):
         raise ValueError(f"{path}: all files are named for another split ({', '.join(others)}); name the file itself")
     if others:
         say(f"{path}: {', '.join(others)} not read: named for another split than {split}")
-    return [file for file in files if file.name not in others]
+    return [file for file in files if str(inside[file]) not in others]
 
 
 def _saved(path: Path, split: Split) -> Dataset:
@@ -165,6 +195,7 @@ def _saved(path: Path, split: Split) -> Dataset:
 
 
 def _hub(given: str, hub: str, split: str, data_dir: str | None, similar: str) -> Dataset:
+    hub_settled()
     try:
         return datasets.load_dataset(hub, data_dir=data_dir, split=split)
     except ConnectionError as error:

@@ -3,6 +3,7 @@ are scored as all pairs of them."""
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,9 @@ class ListRow:
 _PLACE = re.compile(r"(.*)/(\d+)>(\d+)", re.DOTALL)
 
 
-def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -> tuple[list[ListRow], int]:
-    """Rebuild the rows of response lists (RM-Bench, RewardBench 2) from their pairs; how many rows lack a pair.
+def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -> tuple[list[ListRow], Counter[str]]:
+    """Rebuild the rows of response lists (RM-Bench, RewardBench 2) from their pairs; how many rows of each file lack a
+    pair.
 
     All arguments have an entry for each of P preferences: `source` ("file:line") and `ids` ("ID/i>j", as data/forms.py
     writes them) name the row and the place in it; `position` int64 [P] is the index among the scored pairs, -1 where
@@ -94,7 +96,7 @@ def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -
     for p, (where, name) in enumerate(zip(source, ids, strict=True)):
         if match := _PLACE.fullmatch(name):
             cells.setdefault((where, match[1]), {})[int(match[2]), int(match[3])] = p
-    rows, broken = [], 0
+    rows, broken = [], Counter()
     for (where, _), by_place in cells.items():
         if all(i != j for i, j in by_place):
             continue
@@ -103,7 +105,7 @@ def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -
         for place, p in by_place.items():
             pairs[place] = position[p]
         if (pairs < 0).any():
-            broken += 1
+            broken[where.rpartition(":")[0]] += 1
         elif pairs.size > 1:
             rows.append(ListRow(file=where.rpartition(":")[0], pairs=pairs))
     return rows, broken

@@ -1,11 +1,13 @@
 """What an evaluation reports of scored pairs: metrics.json, the columns of scores.jsonl, and the pairs to quote."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
+from rmkit.data.counts import in_words
 from rmkit.evaluation import benchmarks, statistics
 from rmkit.evaluation.benchmarks import ListRow
 from rmkit.evaluation.scores import Scored
@@ -66,8 +68,8 @@ def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
             "unit": "characters of the response",
             **statistics.length_bias(chosen, rejected, per_pair["characters_chosen"], per_pair["characters_rejected"]),
         },
-        **_of_lists(rows, per_pair),
-        "list_rows_left_out": broken,
+        **_of_lists(rows, broken, per_pair),
+        "list_rows_left_out": broken.total(),
         "rewardbench": benchmarks.sections({name: values["accuracy"] for name, values in subsets.items()}),
         "against": against,
     }
@@ -78,8 +80,9 @@ def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
     return statistics.summary(*(per_pair[name][inside] for name in wanted))
 
 
-def _of_lists(rows: list[ListRow], per_pair: Columns) -> dict:
-    """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset."""
+def _of_lists(rows: list[ListRow], broken: Counter[str], per_pair: Columns) -> dict:
+    """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset; and how
+    many rows of their files are left out of each, because a pair of theirs was dropped."""
     chosen, rejected = per_pair["score_chosen"], per_pair["score_rejected"]
     styles, best = benchmarks.part_rows(rows)
 
@@ -97,9 +100,12 @@ def _of_lists(rows: list[ListRow], per_pair: Columns) -> dict:
         worst = np.array([chosen[row.pairs[:, 0]].min() for row in some])
         return statistics.best_of_n(worst, np.array([rejected[row.pairs[0]].max() for row in some]))
 
+    def left_out(some: Sequence[ListRow]) -> dict[str, int]:
+        return {"left_out": sum(broken[file] for file in {row.file for row in some})}
+
     return {
-        "styles": [by_subset(some, matrix) for some in styles],
-        "best_of_n": by_subset(best, best_of) if best else None,
+        "styles": [by_subset(some, matrix) | left_out(some) for some in styles],
+        "best_of_n": by_subset(best, best_of) | left_out(best) if best else None,
     }
 
 
@@ -133,7 +139,9 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
     o, bias = m["overall"], m["length_bias"]
     low, high = o["accuracy_low"], o["accuracy_high"]
     rows = [
-        ("pairs", f"{o['pairs']:,}" + (f" ({sum(m['dropped'].values()):,} dropped)" if m["dropped"] else "")),
+        ("rows of the files", in_words(m["counts"], "rows")),
+        ("pairs of these rows", in_words(m["counts"], "pairs")),
+        ("pairs", f"{o['pairs']:,}"),
         ("accuracy", f"{o['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}; {o['correct']:,} right)"),
         ("ties (count as wrong)", f"{o['ties']:,}"),
         ("loss", f"{o['loss']:.4f}"),
@@ -148,9 +156,9 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
     ]
     for style in m["styles"]:
         text = f"{style['easy']:.4f} / {style['normal']:.4f} / {style['hard']:.4f}"
-        rows.append(("easy / normal / hard", f"{text} ({style['rows']:,} rows)"))
+        rows.append(("easy / normal / hard", f"{text} ({rows_of(style)})"))
     if best := m["best_of_n"]:
-        rows.append(("best of n", f"{best['accuracy']:.4f} ({best['rows']:,} rows)"))
+        rows.append(("best of n", f"{best['accuracy']:.4f} ({rows_of(best)})"))
     if m["rewardbench"]:
         rows += [(f"RewardBench {name}", _section(section)) for name, section in m["rewardbench"]["sections"].items()]
     if against := m["against"]:
@@ -158,6 +166,12 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
         rows.append(("McNemar's test", f"p = {test['p_value']:.3g} ({_apart(test)})"))
     return rows
+
+
+def rows_of(lists: dict) -> str:
+    """How many rows of lists a figure is from, and how many it leaves out, in words."""
+    left_out = f", {lists['left_out']:,} left out: a pair of theirs was dropped" if lists.get("left_out") else ""
+    return f"{lists['rows']:,} rows{left_out}"
 
 
 def accuracy_of(share: dict) -> str:

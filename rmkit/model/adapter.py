@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from rmkit.config import DEMO
+from rmkit.data import hub
 from rmkit.errors import UserError, brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -100,6 +101,7 @@ def _folder(name: str) -> Path | None:
 @functools.cache
 def _downloaded(name: str) -> Path | None:
     """The same of a hub id, without anything that is no tensor, text or tokenizer."""
+    hub.settle()
     try:
         if cached_file(name, CONFIG, _raise_exceptions_for_missing_entries=False) is None:
             return None

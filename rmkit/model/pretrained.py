@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.utils import cached_file
 
 from rmkit.config import DEMO, TrainConfig
-from rmkit.data import demo
+from rmkit.data import demo, hub
+from rmkit.data.files import is_pointer
 from rmkit.errors import UserError, brief
 from rmkit.model import attention, lora
 from rmkit.model.adapter import Adapter, adapter_in
@@ -31,12 +32,21 @@ def load_config(name: str) -> PretrainedConfig:
     check_folder(Path(name))
     if (adapter := adapter_in(name)) is not None:
         return _base_config(adapter)
+    if not Path(name).exists():
+        hub.settle()
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
-        raise UserError("model.name", name, f"no model configuration was found {where}") from error
+        hint = f"no model configuration was found {where}"
+        raise UserError("model.name", name, f"{hint}{_elsewhere(Path(name))}") from error
     return check_family(config, name)
+
+
+def _elsewhere(path: Path) -> str:
+    """Where a model is that a run folder holds, in words; "" where there is none."""
+    places = [path / "FINAL", path.parent / "old-run" / path.name]
+    return "".join(f"; there is one in {place}" for place in places if (place / "config.json").is_file())
 
 
 def _base_config(adapter: Adapter) -> PretrainedConfig:
@@ -51,11 +61,15 @@ def _base_config(adapter: Adapter) -> PretrainedConfig:
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody),
-    or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
+    """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody) or
+    what Git LFS leaves in a file's place, or where its index of weights names anything but safetensors of its own:
+    another file would be read as a pickle."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError("model.name", folder, f"{path.name} is no ordinary file (a pipe, a device)")
+        if path.suffix in (".safetensors", ".json") and is_pointer(path):
+            hint = f"{path.name} is a Git LFS pointer, not the file itself; fetch that with: git lfs pull"
+            raise UserError("model.name", folder, hint)
     _shards(folder)
 
 
