@@ -23,6 +23,11 @@ PROGRAMS = {
 }
 """Name -> what it does. Each is a module of rmkit with a `main` that takes the arguments."""
 
+WAITING = "passive"
+"""How threads of a program wait for each other, unless the user sets OMP_WAIT_POLICY: they sleep. By default they spin,
+and where another process keeps the cores busy, each waits for the other's turn (bench/threads_bench.py). OpenMP reads
+it when torch is loaded, so every program sets it first; `import rmkit` and `fit` leave it to their user."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program that the first argument names with the other arguments; its exit status, 2 for an unknown one."""
@@ -40,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         problem = f"{name}: there is no such program" if name else "no program is named"
         terminal.refuse(f"{problem}; give one of {', '.join(PROGRAMS)}, such as rmkit {next(iter(PROGRAMS))} --help")
         return 2
+    os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
     return importlib.import_module(f"rmkit.{name}").main(others)
 
 

@@ -36,7 +36,8 @@ class ModelConfig:
     """Of a multi head: NAME or NAME=WEIGHT, what rows rate ("ratings": {NAME: 3.5}, any may be missing).
     The reward is the weighted sum of their scores; by default every weight is 1 / K."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: Triton kernels for gather, score and loss on a GPU, their PyTorch references on a CPU.
     reference: these everywhere, to compare."""

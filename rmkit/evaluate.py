@@ -3,8 +3,12 @@
 Leaves OUT/ with metrics.json, scores.jsonl (a line per pair) and report.html, one file that opens without a network.
 """
 
-import json
 import os
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: rmkit.cli says why
+
+import json
 import sys
 import time
 from collections.abc import Callable

@@ -5,6 +5,11 @@ all. Until then the scores lie beside it in .FEEDBACK.partial/, from which --res
 several processes under accelerate launch or torchrun. With no argument, embedded samples and the demo model.
 """
 
+import os
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: rmkit.cli says why
+
 import contextlib
 import json
 import sys

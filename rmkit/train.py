@@ -4,9 +4,13 @@ Leaves CACHE_DIR/EXP_NAME/ with config.json, env.json, metrics.jsonl, checkpoint
 FINAL/, an ordinary Hugging Face sequence classifier.
 """
 
+import os
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: rmkit.cli says why
+
 import contextlib
 import math
-import os
 import signal
 import sys
 import time

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.distributed.sharding import placed
-from rmkit.model import pretrained
+from rmkit.model import precision, pretrained
 from rmkit.model.pretrained import build_model, check_family, check_length, implementation, load_config
 from support import ranks
 from support.oracle import (
@@ -354,11 +354,14 @@ def test_the_demo_is_drawn_from_the_seed_alone():
     assert not torch.equal(other["classifier.model.embed_tokens.weight"], one["classifier.model.embed_tokens.weight"])
 
 
-def test_precision(tmp_path):
+def test_precision(tmp_path, monkeypatch):
     folder = saved_causal(tmp_path)
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
     assert not built(folder, precision="fp32").bf16
     assert built(folder, precision="bf16").bf16
     assert built(folder, precision="auto").bf16 == torch.cuda.is_available()
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    assert built(folder, precision="bf16").bf16 == torch.cuda.is_available()
 
 
 def test_implementation_of_a_layout():

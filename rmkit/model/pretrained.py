@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo
 from rmkit.errors import UserError, brief
-from rmkit.model import attention, lora
+from rmkit.model import attention, lora, precision
 from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
@@ -139,7 +139,7 @@ def build_model(
         classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
-    bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
+    bf16 = precision.resolved(config.model.precision, "cuda" if torch.cuda.is_available() else "cpu", say) == "bf16"
     # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
     return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels).train()
 
