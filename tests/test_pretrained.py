@@ -53,7 +53,7 @@ def built(folder, *, seed=0, vocabulary=97, layout="trie", said=None, **model):
 def test_a_causal_lm_gets_a_head_drawn_from_the_seed(head, labels, tmp_path):
     folder, said = saved_causal(tmp_path), []
     model = built(folder, seed=3, head=head, said=said)
-    assert said == [f"{head} head drawn from seed 3"]
+    assert said == [f"{head} head drawn from seed 3", "computes in fp32"]
     assert type(model.classifier).__name__ == "LlamaForSequenceClassification"
     weight = model.classifier.score.weight
     assert weight.shape == (labels, 32)
