@@ -39,8 +39,8 @@ class ModelConfig:
     """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
     bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
     load: Literal["stored", "4bit"] = "stored"
-    """stored: the weights of the checkpoint. 4bit: rounded to 4 bits (nf4) as they are read, under
-    --lora.rank, on a GPU. Needs pip install bitsandbytes."""
+    """stored: the weights of the checkpoint. 4bit: rounded to 4 bits (nf4) as they are read,
+    under --lora.rank, on a GPU. Needs pip install bitsandbytes."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: Triton kernels for gather, score and loss on a GPU, their PyTorch references on a CPU.
     reference: these everywhere, to compare."""
