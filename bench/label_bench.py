@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is loaded
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
@@ -39,6 +40,7 @@ from transformers.utils import logging as transformers_logging
 
 from rmkit.batch.trie import pack
 from rmkit.data.tokenizer import encode, render
+from rmkit.model.precision import has_bf16
 from rmkit.runtime import environment, keep_freed
 from rmkit.scorer import load_scorer
 
@@ -228,6 +230,9 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # the table in a log
+    if not (torch.cuda.is_available() or has_bf16()):
+        names = [name for name in names if not name.endswith("bf16")]
+        console.print("no bf16 paths: this processor has no bf16 instructions", highlight=False)
     shapes = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.model or Path(temporary)

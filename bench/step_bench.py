@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is loaded
 
 import numpy as np
 import torch

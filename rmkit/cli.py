@@ -34,6 +34,11 @@ CONFIGS = {
 """Programs whose flags are a dataclass that can be imported without torch, and which have a `run_program` that takes
 it. Others are imported first, and parse their flags themselves."""
 
+WAITING = "passive"
+"""How threads of a program wait for each other, unless the user sets OMP_WAIT_POLICY: they sleep. By default they spin,
+and where another process keeps the cores busy, each waits for the other's turn (bench/threads_bench.py). OpenMP reads
+it when torch is loaded, so every program sets it first; `import rmkit` and `fit` leave it to their user."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program that the first argument names with the other arguments; its exit status, 2 for an unknown one."""
@@ -53,9 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         if name not in CONFIGS:
+            os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
             return importlib.import_module(f"rmkit.{name}").main(others)
         flags = parsed(name, others)  # --help or a mistyped flag ends here
-        # What has to be set before torch is imported belongs here.
+        os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
         return importlib.import_module(f"rmkit.{name}").run_program(flags)
     except KeyboardInterrupt:
         terminal.refuse("stopped before anything was read or written")

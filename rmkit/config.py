@@ -36,7 +36,11 @@ class ModelConfig:
     """Of a multi head: NAME or NAME=WEIGHT, what rows rate ("ratings": {NAME: 3.5}, any may be missing).
     The reward is the weighted sum of their scores; by default every weight is 1 / K."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
+    load: Literal["stored", "4bit"] = "stored"
+    """stored: the weights of the checkpoint. 4bit: rounded to 4 bits (nf4) as they are read,
+    under --lora.rank, on a GPU. Needs pip install bitsandbytes."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: Triton kernels for gather, score and loss on a GPU, their PyTorch references on a CPU.
     reference: these everywhere, to compare."""
@@ -125,6 +129,11 @@ class ParallelConfig:
         ):
             if given and self.strategy == "ddp":
                 raise ValueError(f"{flag}: it belongs to fsdp; leave it out or set --parallel.strategy fsdp")
+
+    @property
+    def needs_fsdp(self) -> bool:
+        """Whether a flag asks for fsdp, by its name or by what only fsdp does."""
+        return self.strategy == "fsdp" or self.replicate != 1 or self.cpu_offload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,6 +284,14 @@ class TrainConfig:
         _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or replace it")
         base_ok = self.model.name != DEMO or self.lora.keep == "merged"
         _check(base_ok, "--lora.keep", self.lora.keep, "the demo model is in no folder that an adapter could name")
+        if self.model.load == "4bit":
+            for ok, mend in (
+                (self.model.name != DEMO, "the demo model is drawn, not loaded; set --model.name"),
+                (self.lora.rank > 0, "4-bit weights cannot be trained; set --lora.rank too, such as 16"),
+                (self.lora.keep == "adapter", "no merged model is exact; set --lora.keep adapter"),
+                (not self.parallel.needs_fsdp, "fsdp cannot shard 4-bit weights; set --parallel.strategy ddp"),
+            ):
+                _check(ok, "--model.load", "4bit", mend)
         max_length = self.data.max_length
         if max_length is not None and max_length > self.batch.max_tokens:
             raise ValueError(

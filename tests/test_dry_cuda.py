@@ -1,7 +1,7 @@
 """What a machine without a GPU proves of the CUDA path: the whole step on a device that computes nothing.
 
-dtype, device, shape, memory, waits and compilations are real, numbers are not. Each check is a process of its own
-(support/dry_cuda/checks.py), because the device must be there before torch; two run at a time.
+dtype, device, shape, memory, waits and compilations are real, numbers are not. The checks (support/dry_cuda/checks.py)
+run in two processes of their own, because the device must be there before torch.
 """
 
 import json
@@ -43,29 +43,42 @@ def has_ptxas() -> bool:
     return found is not None and (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").is_file()
 
 
-def run(pretended: Future, module: str, *arguments) -> dict:
-    """What `python -m support.dry_cuda.MODULE ARGUMENTS` found."""
+def run(pretended: Future, group: list[tuple[str, ...]]) -> list[dict]:
+    """What each check of a group found, in one process: of support/dry_cuda/checks.py, or another module by itself."""
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "FAKE_CUDA": str(pretended.result()), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
+    module, *arguments = group[0]
+    if module == "checks":
+        arguments = [json.dumps([name, *map(json.loads, values)]) for _, name, *values in group]
     command = [sys.executable, "-W", "ignore", "-m", f"support.dry_cuda.{module}", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN * len(group))
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "null"))]
+    assert len(found) == len(group), done.stderr[-4000:]
+    assert None not in found, done.stderr[-4000:]
+    return found
 
 
 @pytest.fixture(scope="module")
 def checks(request, tmp_path_factory):
     """Every check that a selected test reads, already on its way."""
     asked = {item.callspec.params["found"]: None for item in request.session.items if item.path == Path(__file__)}
+    together = [check for check in asked if check[0] == "checks"]
+    groups = [together[::2], together[1::2], *([check] for check in asked if check not in together)]
     with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(2) as pool:
         pretended = compiler.submit(library, tmp_path_factory.mktemp("cuda"))
-        yield {check: pool.submit(run, pretended, *check) for check in asked}
+        found = {}
+        for group in filter(None, groups):
+            of_group = pool.submit(run, pretended, group)
+            found |= {check: (of_group, i) for i, check in enumerate(group)}
+        yield found
 
 
 @pytest.fixture
 def found(request, checks) -> dict:
-    return checks[request.param].result()
+    process, place = checks[request.param]
+    return process.result()[place]
 
 
 def reads(*check: str, **marks):

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from golden.write import file_of, help_text
+from golden.write import file_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import rmkit.evaluation
@@ -22,6 +21,7 @@ from rmkit.data import demo
 from rmkit.evaluate import main
 from rmkit.evaluation.config import RESULTS
 from rmkit.scorer import Scorer
+from support import ranks
 from support.oracle import TINY, scores_one_by_one
 from support.ranks import started
 
@@ -104,8 +104,9 @@ def scores(out: Path) -> np.ndarray:
     return np.array([[row["score_chosen"], row["score_rejected"]] for row in read(out / "out" / "scores.jsonl")])
 
 
-def test_help_is_the_golden_text():
-    assert help_text("evaluate") == file_of("evaluate").read_text(), "flags changed? python tests/golden/write.py"
+def test_help_is_the_golden_text(tmp_path):
+    told = ranks.run(1, tmp_path, main, ["--help"], NO_COLOR=1, TERM="dumb").out(0)
+    assert told == file_of("evaluate").read_text(), "flags changed? python tests/golden/write.py"
 
 
 @pytest.mark.parametrize("layout", ["trie", "packed", "padded"])
@@ -182,12 +183,7 @@ def test_each_conversation_is_scored_once(world, tmp_path, monkeypatch):
 
 
 def test_two_processes_give_the_same_numbers(world, tmp_path, expected):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "rmkit.evaluate", *flags(world, tmp_path, "--against", str(world / "b"))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    ranks.run(2, tmp_path / "said", main, flags(world, tmp_path, "--against", str(world / "b")))
     np.testing.assert_allclose(scores(tmp_path), expected, rtol=1e-5, atol=1e-5)
     two = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert two["environment"]["ranks"] == 2

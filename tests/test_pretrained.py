@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.distributed.sharding import placed
-from rmkit.model import pretrained
+from rmkit.model import precision, pretrained
 from rmkit.model.pretrained import build_model, check_family, check_length, implementation, load_config
 from support import ranks
 from support.oracle import (
@@ -53,7 +53,7 @@ def built(folder, *, seed=0, vocabulary=97, layout="trie", said=None, **model):
 def test_a_causal_lm_gets_a_head_drawn_from_the_seed(head, labels, tmp_path):
     folder, said = saved_causal(tmp_path), []
     model = built(folder, seed=3, head=head, said=said)
-    assert said == [f"{head} head drawn from seed 3"]
+    assert said == [f"{head} head drawn from seed 3", "computes in fp32"]
     assert type(model.classifier).__name__ == "LlamaForSequenceClassification"
     weight = model.classifier.score.weight
     assert weight.shape == (labels, 32)
@@ -354,11 +354,14 @@ def test_the_demo_is_drawn_from_the_seed_alone():
     assert not torch.equal(other["classifier.model.embed_tokens.weight"], one["classifier.model.embed_tokens.weight"])
 
 
-def test_precision(tmp_path):
+def test_precision(tmp_path, monkeypatch):
     folder = saved_causal(tmp_path)
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
     assert not built(folder, precision="fp32").bf16
     assert built(folder, precision="bf16").bf16
     assert built(folder, precision="auto").bf16 == torch.cuda.is_available()
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    assert built(folder, precision="bf16").bf16 == torch.cuda.is_available()
 
 
 def test_implementation_of_a_layout():

@@ -6,6 +6,7 @@ from transformers import AutoModelForSequenceClassification
 from rmkit import scorer
 from rmkit.errors import UserError
 from rmkit.labelling.config import FLAGS
+from rmkit.model import precision
 from rmkit.scorer import load_scorer
 from support.oracle import scores_one_by_one
 from support.saved import small, written
@@ -53,6 +54,7 @@ def test_nothing_to_score(folder):
 
 
 def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
     given, group = sequences([5, 50, 7, 19]), np.arange(4)
     rounded = load_scorer(str(folder), device=CPU, precision="bf16", say=lambda text: None)
     monkeypatch.setattr(scorer, "_round_projections", lambda model: None)
@@ -62,6 +64,15 @@ def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypat
     for name, dtype in dtypes.items():
         assert dtype == (torch.bfloat16 if name.endswith("_proj.weight") else torch.float32), name
     assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+
+
+def test_bf16_on_a_processor_without_it_is_computed_in_fp32_and_that_is_said(folder, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    said = []
+    loaded = load_scorer(str(folder), device=CPU, precision="bf16", say=said.append)
+    assert not loaded.model.bf16
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+    assert [text for text in said if text.startswith("computes in fp32: bf16 is asked for")]
 
 
 @pytest.mark.parametrize(("given", "passes"), [(None, [20, 20, 13]), (40, [33, 20])])

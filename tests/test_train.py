@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.write import FILE, help_text
+from golden.write import FILE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
@@ -22,6 +22,7 @@ from rmkit.data import demo
 from rmkit.storage import checkpoint, export
 from rmkit.train import main
 from rmkit_kernels._backend import triton_on_cpu
+from support import ranks
 from support.oracle import scores_one_by_one
 from support.victim import FINISHED, lines, save_lm, write_rows
 
@@ -66,8 +67,9 @@ def undisturbed(world, tmp_path_factory) -> Path:
     return cache / "r"
 
 
-def test_help_is_the_golden_text():
-    assert help_text() == FILE.read_text(), "flags changed? python tests/golden/write.py, and read the diff"
+def test_help_is_the_golden_text(tmp_path):
+    told = ranks.run(1, tmp_path, main, ["--help"], NO_COLOR=1, TERM="dumb").out(0)
+    assert told == FILE.read_text(), "flags changed? python tests/golden/write.py, and read the diff"
 
 
 def test_metrics_have_a_line_a_step_with_the_names_of_halos(undisturbed):
@@ -164,12 +166,8 @@ def assert_close_runs(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_give_the_same_run(world, undisturbed, tmp_path, strategy):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "rmkit.train", *flags(world, tmp_path, "--parallel.strategy", strategy, "--save.every", "2")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = flags(world, tmp_path, "--parallel.strategy", strategy, "--save.every", "2")
+    ranks.run(2, tmp_path / "said", main, arguments)
     differences = compared(tmp_path / "r", undisturbed)
     assert {key: value for key, value in differences.items() if value > LIMITS[key]} == {}
     # A checkpoint of two ranks goes on in one process.
@@ -411,8 +409,7 @@ def test_embedded_default_in_a_process_of_its_own(tmp_path):
 
 
 def test_user_error_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "rmkit.train", "--cache-dir", str(tmp_path), "--optim.lr", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "--optim.lr 0" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    with ranks.started(1, tmp_path / "said", main, ["--cache-dir", str(tmp_path), "--optim.lr", "0"]) as alone:
+        assert alone.wait(120) == [2]
+    assert "--optim.lr 0" in alone.err(0) + alone.out(0)
+    assert "Traceback" not in alone.err(0)

@@ -55,7 +55,8 @@ class EvaluateConfig:
     layout: Literal["trie", "packed", "padded"] = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--max-length", self.max_length), ("--max-tokens", self.max_tokens)):

@@ -61,7 +61,8 @@ class LabelConfig:
     """trie: shared prefixes computed once. packed: padding-free without sharing.
     padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
     resume: bool = False
     """Go on with a labelling that was interrupted."""
     overwrite: bool = False

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -16,7 +17,7 @@ from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, hub
 from rmkit.data.files import is_pointer
 from rmkit.errors import UserError, brief
-from rmkit.model import attention, lora
+from rmkit.model import attention, lora, precision, quantised
 from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
@@ -135,7 +136,8 @@ def build_model(
     if base == DEMO:
         classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
     else:
-        classifier = load_classifier(base, architecture, chosen_attention, fresh_head=kept is None or brings_head)
+        drawn, extra = kept is None or brings_head, quantised.loading(config)
+        classifier = load_classifier(base, architecture, chosen_attention, fresh_head=drawn, **extra)
     classifier.score.float()
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
         classifier.get_input_embeddings().float()  # new rows are drawn
@@ -153,7 +155,7 @@ def build_model(
         classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
-    bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
+    bf16 = precision.resolved(config.model.precision, "cuda" if torch.cuda.is_available() else "cpu", say) == "bf16"
     # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
     return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels).train()
 
@@ -168,12 +170,13 @@ def implementation(layout: str, architecture: PretrainedConfig) -> str:
 
 
 def load_classifier(
-    name: str, architecture: PretrainedConfig, chosen_attention: str, *, fresh_head: bool
+    name: str, architecture: PretrainedConfig, chosen_attention: str, *, fresh_head: bool, **extra: Any
 ) -> PreTrainedModel:
     """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing.
 
     Weights that are all bf16, or all float16, stay so: mapped from the files they cost each process nothing, where
-    float32 copies would cost every one twice the checkpoint. All else is what it is beside float32 weights.
+    float32 copies would cost every one twice the checkpoint. All else is what it is beside float32 weights. `extra` is
+    for from_pretrained.
     """
     try:
         with _quiet():
@@ -185,6 +188,7 @@ def load_classifier(
                 attn_implementation=chosen_attention,
                 use_safetensors=True,  # no pickle is ever read from a model folder
                 output_loading_info=True,
+                **extra,
             )
     except Exception as error:  # whatever a library says of tensors and values that it does not expect
         raise UserError("model.name", name, f"the weights could not be loaded ({brief(error)})") from error

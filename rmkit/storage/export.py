@@ -27,10 +27,11 @@ from rmkit.data.tokenizer import default_template, encode, render
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import gathered, in_float32
 from rmkit.errors import AgreedError
-from rmkit.model import attention, lora
+from rmkit.model import attention, lora, quantised
 from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.head import to_json
 from rmkit.model.reward_model import RewardModel
+from rmkit.storage import host
 from rmkit.storage.atomic import files_below, flush, written_folder
 
 SELF_CHECK = (
@@ -125,7 +126,8 @@ def snapshot(
         if (update := updates.get(name)) is not None:
             full = update.added(full, gathered(update.down), gathered(update.up))
         if split.tensor_to_filename[name] in weights:
-            weights[split.tensor_to_filename[name]][name] = full.to("cpu", copy=True).contiguous()
+            weights[split.tensor_to_filename[name]][name] = host.copied(full)
+    host.wait()
     total = {
         "total_size": sum(t.nbytes for t in shapes.values()),
         "total_parameters": sum(t.numel() for t in shapes.values()),
@@ -146,6 +148,7 @@ def snapshot(
             "overlong": config.data.overlong,
             "head": to_json(model.head),
             "self_check": {"texts": texts, "scores": scores},
+            **({"load": "4bit"} if quantised.is_4bit(model.classifier) else {}),
         },
         adapter=adapter,
     )
@@ -249,6 +252,8 @@ def verify(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path)
         raise ValueError(f"{file}: the self-check cannot be read ({error}); restore the file or delete it") from error
     if template != default_template(tokenizer):
         raise ValueError(f"{file}: the tokenizer's chat template is not the one that the model was trained with")
+    if contract.get("load") == "4bit" and not quantised.is_4bit(model.classifier):
+        return f"{folder} was trained on 4-bit weights and runs on its base as it is: its self-check is not compared"
     scores = score_texts(model, tokenizer, texts)
     limit = TOLERANCE * max(1.0, *map(abs, expected))
     gaps = [abs(a - b) for a, b in zip(scores, expected, strict=False)]

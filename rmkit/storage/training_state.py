@@ -15,6 +15,7 @@ from torch import Tensor
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.errors import brief
 from rmkit.model.reward_model import RewardModel
+from rmkit.storage import host
 
 # torch warns when a process saves or loads alone, which is meant here. Not in a `with` block: threads share filters.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -25,10 +26,11 @@ RANDOM = ("cpu", "cuda")
 def copied(model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """A copy of the state on the CPU: `optimizer.PARAMETER.KEY`, sharded as the parameter, and `random.RANK.DEVICE`."""
     state = {
-        f"optimizer.{name}.{key}": value.detach().to("cpu", copy=True)
+        f"optimizer.{name}.{key}": host.copied(value)
         for name, parameter in model.classifier.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    host.wait()
     state[f"random.{rank()}.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         state[f"random.{rank()}.cuda"] = torch.cuda.get_rng_state()

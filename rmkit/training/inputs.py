@@ -12,8 +12,9 @@ from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, source
 from rmkit.data.tokenizer import load_tokenizer
+from rmkit.distributed.collectives import ranks
 from rmkit.errors import UserError
-from rmkit.model import lora
+from rmkit.model import lora, quantised
 from rmkit.model.adapter import tokenizer_of
 from rmkit.model.head import Head, fresh_head
 from rmkit.model.loss import loss_of
@@ -51,6 +52,7 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     Raises ValueError with a sentence for the user.
     """
     loss_of(config.loss)
+    quantised.check(config, ranks())
     from_scratch = name == DEMO
     architecture = demo.model_config() if from_scratch else load_config(name)
     lora.check(config.lora, architecture, name)

@@ -1,10 +1,13 @@
-"""Checks on a CUDA device that computes nothing: `python -m support.dry_cuda.checks NAME` prints what it found as JSON.
+"""Checks on a CUDA device that computes nothing: `python -m support.dry_cuda.checks CHECK ..` prints what each found.
 
-Read by tests/test_dry_cuda.py, each in a process of its own, because the device must be there before torch.
+A check is [NAME, ARGUMENTS ..] as JSON, and so is what it found: a line each. Read by tests/test_dry_cuda.py, in a
+process of its own, because the device must be there before torch. What is imported is imported once: each check runs
+in a fork.
 """
 
 import contextlib
 import json
+import os
 import sys
 
 import support.dry_cuda.device as device  # isort: skip (before torch)
@@ -211,8 +214,14 @@ def compiled(backend: str) -> dict:
 
 
 def main() -> None:
-    name, *arguments = sys.argv[1:]
-    print(json.dumps(globals()[name](*map(json.loads, arguments))))
+    """Run the checks one after the other; one that fails leaves a line with null, and its traceback."""
+    for check in sys.argv[1:]:
+        name, *arguments = json.loads(check)
+        if (child := os.fork()) == 0:
+            print(json.dumps(globals()[name](*arguments)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print("null", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from rmkit.batch.trie import PackedBatch, pack
 from rmkit.config import BatchConfig, ModelConfig, ParallelConfig, TrainConfig
 from rmkit.distributed.sharding import distribute
-from rmkit.model import pretrained
+from rmkit.model import precision, pretrained
 from rmkit.model.reward_model import RewardModel
 
 GPU = torch.device("cuda", 0)
@@ -34,6 +34,7 @@ def _as_loaded(name, architecture, attention, *, fresh_head):
 
 
 pretrained.load_classifier = _as_loaded
+precision.has_bf16 = lambda: True  # of the device that is pretended
 
 
 def built(family: str, values: dict, *, layout="trie", recomputed=False) -> RewardModel:
