@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from rmkit.checking.expected import Expected
 
 EXACT = 1.2e-4
-"""Largest difference, relative to the largest expected score (at least 1), that is round-off of float32: between 3e-6,
-the most that was seen among readers in float32, and 5e-3, what float16 did to the same scores (their geometric mean)."""
+"""Largest difference, relative to the largest expected score (at least 1), that is round-off of float32: the geometric
+mean of 3e-6, the most that was seen among readers in float32, and 5e-3, what float16 did to the same scores."""
 
 HALF = 16 * 2**-8
 """The same for 16 bits: bf16's own rounding, 2^-8, times what layers make of it (float16 lost 10 times its own)."""
@@ -17,24 +17,24 @@ SIGMOID, SOFTMAX, OFFSET = "sigmoid", "softmax", "constant offset"
 BOS, ROW, TEMPLATE, OTHER = "BOS doubled", "wrong row of a binary head", "other template", "other scores"
 
 MENDS = {
-    HALF_PRECISION: "the reader computes in 16 bits: start it with --dtype float32; a bf16 FINAL (--save.dtype bf16) at "
-    "least is no rounder than it was trained",
-    SIGMOID: "the reader puts the score through a sigmoid: vLLM honours config.json's problem_type \"regression\" since "
-    "August 2025, before that start it with --pooler-config '{\"use_activation\": false}' (or \"activation\": false), or "
-    "send \"use_activation\": false",
-    SOFTMAX: "softmax over one label is 1.0 whatever the text says: in SGLang read \"embedding\" of /classify or "
-    "/v1/embeddings, not /v1/classify; in vLLM send \"use_activation\": false",
-    OFFSET: "all scores are off by the same number. SGLang gives the heads of Qwen2 and Qwen3 a random bias (issue 38768, "
-    "mended by pull request 38777): take a release with that; until then order and margins are right, thresholds are not",
-    BOS: "the reader puts a second BOS in front: serve FINAL with its own tokenizer (no --tokenizer of the base model), or "
-    "send \"add_special_tokens\": false, or messages or ids",
-    ROW: "the reader takes a label that was never trained: write FINAL with one label (--save.binary-head fold), or read "
-    "the reward's label",
-    TEMPLATE: "the ids give the right scores, so the reader renders messages otherwise: leave out --chat-template, and "
-    "add_generation_prompt or continue_final_message",
-    OTHER: "neither precision, activation, BOS nor head explains it: the weights, the rotary base or the attention of the "
-    "reader differ. Compare its version with bench/results/interop.json",
+    HALF_PRECISION: "16 bits: start the server with --dtype float32 for the exact scores, or keep them: a FINAL in "
+    "bf16 (--save.dtype bf16) was trained in no more",
+    SIGMOID: "sigmoid: vLLM leaves the score raw where config.json says problem_type regression since its pull request "
+    "23173 (August 2025); before that start it with --pooler-config '{\"use_activation\": false}'",
+    SOFTMAX: "softmax: over one label it is 1.0 whatever the text says. In SGLang read the embedding of /classify or "
+    "/v1/embeddings, not /v1/classify; in vLLM send use_activation false",
+    OFFSET: "constant offset: SGLang gave the heads of Qwen2 and Qwen3 a random bias (its issue 38768, mended by pull "
+    "request 38777); take a release with that. Until then order and margins are right, thresholds are not",
+    BOS: "BOS doubled: serve FINAL with its own tokenizer (no --tokenizer of the base model), or send "
+    "add_special_tokens false, or messages or ids",
+    ROW: "wrong row: the reader takes a label that was never trained. Write FINAL with one label (--save.binary-head "
+    "fold), or read the reward's",
+    TEMPLATE: "other template: the ids give the right scores, so messages are rendered otherwise. Leave out "
+    "--chat-template, add_generation_prompt and continue_final_message",
+    OTHER: "other scores: neither precision, activation, BOS nor head explains them, so weights, rotary base or "
+    "attention are read otherwise. bench/results/interop.json says which versions were run",
 }
+"""By cause: what it is, and what to do"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,8 @@ def expected_of(folder: Path) -> Expected:
         if not held.scores or any(each is not None and len(each) != len(held.scores) for each in listed):
             raise ValueError("its lists differ in length")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError("model.name", folder, f"the self-check of {file.name} cannot be read ({brief(error)})") from error
+        hint = f"the self-check of {file.name} cannot be read ({brief(error)})"
+        raise UserError("model.name", folder, hint) from error
     return held
 
 

@@ -60,7 +60,7 @@ def reached(address: str) -> Server:
         raise UserError("target", address, "its /v1/models lists no model; give a vLLM or SGLang server") from error
     kind = next((kind for kind in KINDS if kind in owner), None)
     if kind is None:
-        hint = f"its model is owned by {owner or 'nobody'!a}, not by {' or '.join(KINDS)}: other servers have other doors"
+        hint = f"its model is owned by {owner or 'nobody'!a}, not by {' or '.join(KINDS)}; give one of those"
         raise UserError("target", address, hint)
     root = model.get("root")
     return Server(address=address, kind=kind, model=name, root=root if isinstance(root, str) else None)

@@ -38,9 +38,7 @@ def read(folder: Path) -> tuple[PretrainedConfig, dict[str, Tensor]]:
         check_family(config, str(folder))
     except UserError as error:
         raise error.about("source") from error
-    held = {
-        name: tensor for name, tensor in _tensors(folder).items() if not any(part in name for part in LEFT_OUT)
-    }
+    held = {name: tensor for name, tensor in _tensors(folder).items() if not any(part in name for part in LEFT_OUT)}
     head = f"{described.get('value_head_prefix', '')}.weight"
     names = [name for name in (head, *HEADS) if name in held]
     if not names:

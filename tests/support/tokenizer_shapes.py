@@ -1,4 +1,4 @@
-"""Tokenizers in the shapes that families publish, small: folders with tokenizer.json, tokenizer_config.json, config.json.
+"""Tokenizers in the shapes that families publish, small, each as the folder of a base model without weights.
 
 What is true to the originals is what decides whether a BOS is added or a token is lost: normalizer, pre-tokenizer,
 post-processor, added tokens, the keys of tokenizer_config.json and the special tokens of the chat template. The
@@ -24,7 +24,8 @@ QWEN = (
 )
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else "
-    "message['role'] %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "message['role'] %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
