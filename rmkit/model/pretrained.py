@@ -23,6 +23,7 @@ from rmkit.data import demo
 from rmkit.data.tokenizer import end_token
 from rmkit.errors import UserError, brief
 from rmkit.model import attention, lora
+from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
@@ -59,12 +60,16 @@ def _base_config(adapter: Adapter) -> PretrainedConfig:
 
 def check_folder(folder: Path) -> None:
     """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody),
-    or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
+    where its index of weights names anything but safetensors of its own (another file would be read as a pickle), or
+    where it holds weights that would be left unread."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError("model.name", folder, f"{path.name} is no ordinary file (a pipe, a device)")
     _shards(folder)
-    if sorted(folder.glob("pytorch_model*.bin")) and not sorted(folder.glob("*model*.safetensors")):
+    if (stray := sorted(folder.glob("adapter_model.*"))) and not (folder / ADAPTER_CONFIG).is_file():
+        hint = f"it holds {stray[0].name} without the {ADAPTER_CONFIG} that says how it is read; move it elsewhere"
+        raise UserError("model.name", folder, hint)
+    if sorted(folder.glob("pytorch_model*.bin")) and not sorted(folder.glob("*.safetensors")):
         raise UserError("model.name", folder, f"its weights are a pickle, which can run code; {convert_hint(folder)}")
 
 
