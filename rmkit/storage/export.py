@@ -29,9 +29,11 @@ from rmkit.distributed.sharding import gathered, in_float32, put_whole
 from rmkit.errors import AgreedError
 from rmkit.model import attention, lora
 from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
-from rmkit.model.head import Head, plain_head, to_json
+from rmkit.model.head import Head, from_json, plain_head, to_json
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.atomic import files_below, flush, written_folder
+from rmkit.storage.card import Card
+from rmkit.storage.card import text as text_of_card
 
 SELF_CHECK = (
     [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}],
@@ -74,9 +76,14 @@ class Snapshot:
 
 
 def write_model(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int, folder: Path
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    max_length: int,
+    folder: Path,
+    card: Card | None = None,
 ) -> None:
-    """Save the model as an ordinary classifier; bench/results/interop.json says which readers were run on one.
+    """Save the model as an ordinary classifier, with its card. bench/results/interop.json says which readers were run.
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
     cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter. The reward's row of a
@@ -95,10 +102,24 @@ def write_model(
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
+            if card is not None and keep != "adapter" and rank() == 0:
+                (partial / "README.md").write_text(_card(card, taken), encoding="utf-8")
+                flush([partial / "README.md"])
             if beside is not None:
                 flush(write(beside, partial / "adapter"))
     except AgreedError as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
+
+
+def _card(card: Card, taken: Snapshot) -> str:
+    contract = taken.contract
+    return text_of_card(
+        card,
+        model_type=taken.config.model_type,
+        dtype=str(taken.config.dtype).removeprefix("torch."),
+        row=from_json(contract["head"], len(contract["head"]["labels"])).row,
+        max_length=contract["max_length"],
+    )
 
 
 def snapshot(
