@@ -137,11 +137,12 @@ def snapshot(
 
     The model is split into the same files as by Hugging Face, whatever the number of ranks, and one rank writes each
     file. Sharded tensors are gathered on the device one by one, and only the rank that writes a tensor keeps it.
-    `head` of one label in place of the model's own two keeps the reward's row. With `bf16` the model becomes what is
-    saved, rounded, so that the self-check has the scores of that.
+    `head` is given of a FINAL: of one label in place of the model's own two it keeps the reward's row, and the
+    self-check gets what `rmkit.check` compares with. With `bf16` the model becomes what is saved, rounded, so that the
+    self-check has the scores of that.
     """
-    head = head or model.head
-    check = self_check(model, tokenizer)
+    final, head = head is not None, head or model.head
+    check = self_check(model, tokenizer, variants=final)
     adapter = None if merged else lora.described(model.classifier)
     updates = lora.updates(model.classifier) if adapter is None else {}
     state = (lora.plain_state if adapter is None else lora.adapter_state)(model.classifier)
@@ -160,7 +161,7 @@ def snapshot(
             kept = _saved(name, full, row, bf16)
             weights[split.tensor_to_filename[name]][name] = kept.to("cpu", copy=True).contiguous()
     if bf16:
-        check = self_check(model, tokenizer)
+        check = self_check(model, tokenizer, variants=final)
     if row is not None:
         del check["by_label"]  # nobody can read what is not saved
     total = {
@@ -340,16 +341,20 @@ def _short(scores: list[float]) -> str:
     return "[" + ", ".join(f"{s:.5g}" for s in scores) + "]"
 
 
-def self_check(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What rmkit.json holds of a few conversations: by messages, text and ids, with their rewards.
+def self_check(model: RewardModel, tokenizer: PreTrainedTokenizerBase, *, variants: bool = False) -> dict[str, Any]:
+    """What rmkit.json holds of a few conversations: their texts and rewards.
 
-    `bos_doubled` are the rewards with one BOS more in front, and `by_label` those of every label of a head that has
-    several: what a reader gives that adds a BOS, or reads another label, so that `rmkit.check` can name it.
+    With `variants` also their messages and ids, `bos_doubled`, the rewards with one BOS more in front, and `by_label`,
+    those of every label of a head that has several: what a reader gives that adds a BOS, or reads another label, so
+    that `rmkit.check` can name it.
     """
     texts = [render(tokenizer, messages) for messages in SELF_CHECK]
     ids = encode(tokenizer, texts)
     scores = _scores(model, tokenizer, ids)
-    held = {"texts": texts, "scores": model.head.rewards(scores).tolist(), "messages": list(SELF_CHECK), "ids": ids}
+    held: dict[str, Any] = {"texts": texts, "scores": model.head.rewards(scores).tolist()}
+    if not variants:
+        return held
+    held |= {"messages": list(SELF_CHECK), "ids": ids}
     if tokenizer.bos_token_id is not None:
         doubled = _scores(model, tokenizer, [[tokenizer.bos_token_id, *each] for each in ids])
         held["bos_doubled"] = model.head.rewards(doubled).tolist()
