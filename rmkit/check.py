@@ -50,8 +50,11 @@ def check(config: CheckConfig, console: Console) -> int:
         terminal.say(f"{server.kind} at {server.address} serves {server.model}; expected scores of {folder}")
         rows = {door: server.ask(door, expected.of(door)) for door in server.doors() if expected.of(door)}
     else:
+        from rmkit import demo_model
         from rmkit.checking.folder import rows_of
 
+        if config.target == str(DEMO_MODEL):
+            demo_model.prepare(terminal.say)
         if config.model is not None:
             raise UserError("model.name", config.model, "it belongs to the address of a server; TARGET is a folder")
         if not Path(config.target).is_dir():

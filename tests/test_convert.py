@@ -31,8 +31,9 @@ def folder_of(place, classifier, state, *, architecture, **described):
 
 def halos(place):
     """As HALOs' FSDP trainer saves: a pickle in bf16 of transformers' own classifier with two labels."""
-    classifier = tiny_classifier("llama", num_labels=2, **LAYERS).bfloat16()
-    state = dict(classifier.state_dict())
+    classifier = tiny_classifier("llama", num_labels=2, **LAYERS)
+    state = {name: tensor.bfloat16() for name, tensor in classifier.state_dict().items()}
+    classifier.load_state_dict(state)  # float32 with the rounded values: its own buffers stay whole
     return classifier, folder_of(place, classifier, state, architecture="LlamaForSequenceClassification")
 
 
@@ -58,7 +59,7 @@ def rewards(classifier, folder):
         [TOKENIZER(TOKENIZER.apply_chat_template(talk, tokenize=False), add_special_tokens=False)["input_ids"]]
     )
     with torch.no_grad():
-        return scorer.score(talk), classifier.float().eval()(ids).logits[0, -1].item()
+        return scorer.score(talk), classifier.eval()(ids).logits[0, -1].item()
 
 
 MADE = {
@@ -80,7 +81,7 @@ def test_what_is_converted_scores_as_the_original(made, tmp_path, capsys):
     assert f"LlamaForSequenceClassification with {labels} label" in capsys.readouterr().out
     held = load_file(tmp_path / "ours" / "model.safetensors")
     assert held.keys() == classifier.state_dict().keys()
-    assert all(torch.equal(held[name], tensor) for name, tensor in classifier.state_dict().items())
+    assert all(torch.equal(held[name].float(), tensor) for name, tensor in classifier.state_dict().items())
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert len(config["id2label"]) == labels

@@ -22,7 +22,7 @@ needs_readers = pytest.mark.skipif("RMKIT_READERS" not in os.environ, reason="RM
 @needs_vllm
 @pytest.mark.parametrize(("more", "seen"), [([], "same"), (["--dtype", "float16"], "half precision")])
 def test_a_real_vllm_server_is_checked_by_every_door(more, seen, tmp_path, capsys):
-    folder = written(tmp_path / "FINAL", small())
+    folder = written(tmp_path / "FINAL", small(**interop.SIZES))
     with interop.serving(os.environ["RMKIT_VLLM"], folder, more) as address:
         assert check.main([address]) == (0 if seen == "same" else 1)
     out = capsys.readouterr().out

@@ -33,7 +33,7 @@ class Server:
         """What it gives for messages, text or ids: a row of numbers for each. UserError where it refuses or says
         something else."""
         if self.kind == "sglang":
-            body = {"model": self.model, {"text": "text", "ids": "input_ids"}[door]: given}
+            body = {{"text": "text", "ids": "input_ids"}[door]: given}
             answer = _post(f"{self.address}/classify", body)
             return _rows(answer if isinstance(answer, list) else [answer], "embedding", len(given), self.address)
         asked = [{"messages": messages} for messages in given] if door == "messages" else [{"input": given}]

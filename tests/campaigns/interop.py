@@ -42,17 +42,22 @@ FLAGS = {"gemma3": ["--convert", "classify", "--hf-overrides", '{"architectures"
 """What vLLM needs besides, by model"""
 
 
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+"""vLLM's attention on a CPU takes no smaller heads"""
+
+
 def made(place: Path) -> dict[str, Path]:
     """The folders, by name."""
-    folders = {"demo": written(place / "demo", small())}
+    folders = {"demo": written(place / "demo", small(**SIZES))}
     shapes = {**{name: shape["family"] for name, shape in SHAPES.items()}, "gemma3": "gemma3_text"}
     for name, family in shapes.items():
         shape = "gemma" if name == "gemma3" else name
         tokenizer = load_tokenizer(str(write_base(place / "base" / name, shape)), lambda text: None)
-        model = small(family, vocab_size=400, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id)
+        own = {"vocab_size": 400, "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id}
+        model = small(family, **own, **SIZES)
         folders[name] = written(place / name, model, tokenizer)
-    folders["binary, folded"] = written(place / "binary", small(head=2))
-    folders["bf16"] = written(place / "bf16", small(), dtype="bf16")
+    folders["binary, folded"] = written(place / "binary", small(head=2, **SIZES))
+    folders["bf16"] = written(place / "bf16", small(**SIZES), dtype="bf16")
     folders["lora"] = with_lora(place)
     return folders
 
