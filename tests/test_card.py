@@ -47,7 +47,8 @@ def test_it_tells_of_data_result_and_flags():
     assert "| dropped | 5 | over-long (more than 77 tokens) |" in card
     assert "Held-out accuracy 0.7500 (95 % interval 0.657 to 0.825), loss 0.5000." in card
     assert "/home" not in card
-    assert "trained with rmkit" in card
+    assert "# Reward model from base\n" in card
+    assert "my-rm" not in card, "the same model has the same card, whatever its run is called"
     assert card.count("\n\n\n") == 0
 
 
@@ -77,6 +78,7 @@ def test_a_hub_model_is_named_and_a_run_without_held_out_pairs_says_so():
         ({"model_type": "gemma3_text"}, '--hf-overrides \'{"architectures": ["Gemma3ForCausalLM"]}\''),
         ({"model_type": "gemma2"}, 'attn_implementation="eager"'),
         ({"model_type": "qwen3"}, "38768"),
+        ({"model_type": "mistral"}, "has no classifier of this family"),
         ({"row": 1}, "logits[0, 1]"),
         ({"row": None}, "weighted sum"),
         ({"dtype": "float32"}, "it computes in float16"),

@@ -24,6 +24,10 @@ VLLM = {"gemma3_text": """ --convert classify --hf-overrides '{"architectures": 
 """What vLLM needs besides, by model type: it finds no classifier of that name, and makes one of the language model"""
 
 
+NOT_OF_THE_MODEL = {("exp_name", ""), ("cache_dir", ""), ("resume", ""), ("overwrite", ""), ("lora", "keep")}
+"""Flags that do not change what is learned: the same model has the same card, whatever its run is called"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What a card tells of a training."""
@@ -42,7 +46,7 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
     """The card as Markdown. `row` is the label that is the reward, None where it is a sum of several; the weights are
     `dtype`."""
     config = card.config
-    base, name = _public(config.model.name), config.exp_name or "FINAL"
+    base = _public(config.model.name)
     metadata: dict[str, Any] = {"pipeline_tag": "text-classification", "library_name": "transformers"}
     if _on_hub(config.model.name):
         metadata["base_model"] = base
@@ -53,7 +57,6 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
     low, high = (None, None) if accuracy is None else interval(accuracy, card.held_out_pairs)
     return _ENVIRONMENT.get_template("card.md.jinja").render(
         metadata="\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items()),  # JSON is YAML
-        name=_plain(name),
         base="scratch, as rmkit's demo" if config.model.name == DEMO else _plain(base),
         version=rmkit.__version__,
         pairs=card.pairs,
@@ -75,14 +78,14 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
 
 
 def flags(config: TrainConfig) -> list[str]:
-    """The flags that differ from their defaults, without those that say where things lie on this machine."""
+    """The flags that differ from their defaults, without those that say what is kept and where."""
     usual, given = to_dict(TrainConfig()), to_dict(config)
     found = []
     for part, value in given.items():
         held = value if isinstance(value, dict) else {"": value}
         before = usual[part] if isinstance(value, dict) else {"": usual[part]}
         for key, each in held.items():
-            if each != before[key] and part not in ("exp_name", "cache_dir", "resume", "overwrite"):
+            if each != before[key] and (part, key) not in NOT_OF_THE_MODEL:
                 name = f"--{part}.{key}".rstrip(".").replace("_", "-")
                 if isinstance(each, bool):  # the other way round, as tyro spells it
                     found.append(name if each else f"--{part}.no-{key}".replace("_", "-"))

@@ -105,9 +105,10 @@ def serving(python: str, folder: Path, more: list[str], port: int = 8771):
     command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", *more]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # by default it keeps a core to itself
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
         try:
-            for _ in range(900):
+            for _ in range(1800):
                 if server.poll() is not None:
                     log.seek(0)
                     raise RuntimeError(log.read()[-1500:].decode("utf-8", "replace"))
