@@ -23,6 +23,8 @@ PROGRAMS = {
     "train": "train a Bradley-Terry reward model on preference pairs",
     "label": "label completions with a trained reward model",
     "evaluate": "judge a reward model on held-out preference pairs",
+    "check": "check that a folder or a running server gives the scores that rmkit gave",
+    "convert": "turn a reward model of HALOs or OpenRLHF into an ordinary classifier",
 }
 """Name -> what it does. Each is a module of rmkit with a `main` that takes the arguments."""
 

@@ -56,6 +56,7 @@ def score(
                 precision=config.precision,
                 max_tokens=config.max_tokens,
                 max_length=config.max_length,
+                end_token=config.end_token,
                 say=note,
             )
         except UserError as error:

@@ -127,6 +127,7 @@ def label_into(partial: PartialScores, config: LabelConfig, device: torch.device
                     precision=config.precision,
                     max_tokens=config.max_tokens,
                     max_length=config.max_length,
+                    end_token=config.end_token,
                     say=say,
                 )
             )

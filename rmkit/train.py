@@ -48,7 +48,7 @@ from rmkit.training import validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
-from rmkit.training.record import Result, Step, record, refused, report
+from rmkit.training.record import Result, Step, card_of, record, refused, report
 from rmkit.training.trackers import check_trackers, open_mirrors
 from rmkit.training.validation import all_ranks, means
 
@@ -253,7 +253,8 @@ def train(
         with contextlib.closing(bar), stops() as stop:
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
-            write_model(run.model, run.tokenizer, config, run.max_length, result.final)
+            card = card_of(config, run.train.items, run.test and run.test.items, result)
+            write_model(run.model, run.tokenizer, config, run.max_length, result.final, card)
             if shown.main:
                 report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)

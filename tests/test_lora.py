@@ -612,6 +612,35 @@ def test_an_adapter_of_an_adapter_and_one_beside_a_model_are_refused(both, tmp_p
         load_config(str(folder))
 
 
+@pytest.mark.parametrize("has_peft", [True, False])
+def test_no_program_reads_half_of_a_model_with_an_adapter_in_it(has_peft, world, both, tmp_path, capsys, monkeypatch):
+    """transformers loads such a folder as the adapter's base where peft is installed, and without the adapter where it
+    is not."""
+    if not has_peft:
+        monkeypatch.setitem(sys.modules, "peft", None)
+    final, inside = both / "FINAL", both / "FINAL" / "adapter"
+    made = {}
+    for name, files in {
+        "config and weights": [inside / adapter.CONFIG, inside / adapter.WEIGHTS],
+        "config alone": [inside / adapter.CONFIG],
+        "weights alone": [inside / adapter.WEIGHTS],
+    }.items():
+        made[name] = tmp_path / name
+        shutil.copytree(final, made[name], ignore=shutil.ignore_patterns("adapter"))
+        for file in files:
+            shutil.copy(file, made[name])
+    made["a pickle beside"] = tmp_path / "a pickle beside"
+    shutil.copytree(inside, made["a pickle beside"])
+    (made["a pickle beside"] / "pytorch_model.bin").write_bytes(b"")
+    samples = [str(world / "test.jsonl"), str(tmp_path / "out.jsonl")]
+    for name, folder in made.items():
+        alone = name == "weights alone"
+        words = "adapter_model.safetensorswithouttheadapter_config.json" if alone else "anadapter_config.json;moveone"
+        assert words in refusal(capsys, flags(world, tmp_path, model=folder)), name
+        assert words in refusal(capsys, ["--model", str(folder), *samples], label.main), name
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_a_model_with_a_head_keeps_it_under_lora(both):
     """FINAL as the base of another adapter."""
     config = TrainConfig(model=ModelConfig(name=str(both / "FINAL")), lora=SET)

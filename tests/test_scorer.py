@@ -1,9 +1,13 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from rmkit import scorer
+from rmkit.data.tokenizer import encode, render
 from rmkit.errors import UserError
 from rmkit.labelling.config import FLAGS
 from rmkit.model import precision
@@ -88,3 +92,45 @@ def test_a_full_pass_grows_to_the_largest_group_and_no_further(folder, monkeypat
     others = [62 - s for s in sequences([13, 20])]  # their beginnings differ from the prompt's
     loaded.score_tokens([*pair, others[0], others[1][::-1]], np.array([0, 0, 1, 2]))
     assert sorted(seen, reverse=True) == passes
+
+
+@pytest.fixture(scope="module")
+def pad_ends(folder, tmp_path_factory):
+    """Someone else's classifier whose pad token ends every conversation."""
+    other = tmp_path_factory.mktemp("theirs") / "m"
+    shutil.copytree(folder, other)
+    (other / "rmkit.json").unlink()
+    for name in ("config.json", "tokenizer_config.json"):
+        held = json.loads((other / name).read_text())
+        held |= {"pad_token_id": 2} if name == "config.json" else {"pad_token": "</s>"}
+        (other / name).write_text(json.dumps(held))
+    return other
+
+
+def test_where_the_pad_token_ends_a_conversation_both_readings_are_offered(pad_ends):
+    talk = [{"role": "user", "content": "reverse abc"}, {"role": "assistant", "content": "cba"}]
+    said = []
+    last = load_scorer(str(pad_ends), device=CPU, say=said.append)
+    early = load_scorer(str(pad_ends), device=CPU, end_token="before-pad", say=said.append)
+    told = [line for line in said if "its files do not say" in line]
+    assert "Here the last is scored; --end-token before-pad scores the other" in told[0]
+    assert "Here the one before is scored; --end-token last scores the other" in told[1]
+    plain = AutoModelForSequenceClassification.from_pretrained(pad_ends).eval()
+    ids = encode(last.tokenizer, [render(last.tokenizer, talk)])[0]
+    assert ids[-1] == plain.config.pad_token_id == 2
+    with torch.no_grad():
+        theirs = plain(torch.tensor([ids])).logits.item()
+        plain.config.pad_token_id = 0
+        of_the_last = plain(torch.tensor([ids])).logits.item()
+    assert early.score(talk) == pytest.approx(theirs, abs=1e-5)
+    assert last.score(talk) == pytest.approx(of_the_last, abs=1e-5)
+    assert abs(theirs - of_the_last) > 0.01
+
+
+def test_elsewhere_the_flag_changes_nothing(folder):
+    given, group = sequences([5, 50]), np.arange(2)
+    said = []
+    usual = load_scorer(str(folder), device=CPU, say=said.append).score_tokens(given, group)
+    early = load_scorer(str(folder), device=CPU, end_token="before-pad", say=said.append).score_tokens(given, group)
+    assert usual.tobytes() == early.tobytes()
+    assert not any("pad token" in line for line in said)

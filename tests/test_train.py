@@ -272,10 +272,26 @@ def test_goes_on_from_a_folder_that_rmkit_wrote(world, undisturbed, tmp_path, ca
     assert lines(tmp_path / "r")[0]["loss/eval"] == pytest.approx(last["loss/eval"], rel=1e-5)
 
 
-def test_binary_head_is_saved_with_two_labels(world, tmp_path):
-    assert main(flags(world, tmp_path, "--model.head", "binary", "--optim.max-steps", "1")) == 0
-    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "r" / "FINAL")
-    assert saved.score.weight.shape[0] == saved.config.num_labels == 2
+def test_a_binary_head_is_trained_whole_and_saved_folded_or_with_two_labels(world, tmp_path):
+    saved = {}
+    for kept in ("fold", "keep"):
+        given = ("--model.head", "binary", "--optim.max-steps", "2", "--save.every", "1", "--save.binary-head", kept)
+        assert main(flags(world, tmp_path / kept, *given)) == 0
+        assert (
+            load_file(tmp_path / kept / "r" / "checkpoints" / "step-1" / "model.safetensors")["score.weight"].shape[0]
+            == 2
+        )
+        saved[kept] = AutoModelForSequenceClassification.from_pretrained(tmp_path / kept / "r" / "FINAL")
+    assert saved["keep"].score.weight.shape[0] == saved["keep"].config.num_labels == 2
+    assert saved["fold"].score.weight.shape[0] == saved["fold"].config.num_labels == 1
+    assert torch.equal(saved["fold"].score.weight, saved["keep"].score.weight[1:])
+    # The full head is what a run goes on from.
+    (tmp_path / "fold" / "r" / "FINAL").rename(tmp_path / "before")
+    shutil.rmtree(tmp_path / "fold" / "r" / "checkpoints" / "step-2")
+    assert main(flags(world, tmp_path / "fold", *given[:-1], "fold", "--resume")) == 0
+    again = load_file(tmp_path / "fold" / "r" / "FINAL" / "model.safetensors")
+    whole = load_file(tmp_path / "before" / "model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def refusal(capsys, arguments: list[str]) -> str:

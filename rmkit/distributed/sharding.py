@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rmkit.config import ParallelConfig
 from rmkit.distributed.collectives import ranks
@@ -136,3 +136,12 @@ def gathered(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     return tensor.to(tensor.device_mesh.device_type).full_tensor()
+
+
+@torch.no_grad()
+def put_whole(tensor: Tensor, full: Tensor) -> None:
+    """Give a tensor, sharded or not, the values of `full`, which every rank holds: the inverse of `gathered`."""
+    if isinstance(tensor, DTensor):
+        own = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        tensor, full = tensor.to_local(), own.to_local()
+    tensor.copy_(full)

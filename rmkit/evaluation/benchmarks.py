@@ -147,7 +147,9 @@ def write_rewardbench(file: Path, preferences: Iterable[dict], say: Callable[[st
                 otherwise += not all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
     except OSError as error:
         raise ValueError(f"--export rewardbench {file}: it could not be written ({error.strerror})") from error
-    say(f"{count} pairs for RewardBench: rewardbench --model MODEL --dataset {file} --load_json")
+    # Without these two it loads 8-bit weights by default, and float16 ones otherwise.
+    exact = "--not_quantized --torch_dtype float32"
+    say(f"{count} pairs for RewardBench: rewardbench --model MODEL --dataset {file} --load_json {exact}")
     if otherwise:
         say(
             f"warning: RewardBench will read {otherwise} of them otherwise, because it takes the turns as user and "

@@ -63,6 +63,9 @@ class LabelConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the backbone. auto: bf16 on a GPU, fp32 on a CPU.
     bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
+    end_token: Literal["last", "before-pad"] = "last"
+    """Which token is scored where a model's pad token ends every conversation, as in many of TRL's.
+    last: that one. before-pad: the one before it, as transformers and TRL do. No matter elsewhere."""
     resume: bool = False
     """Go on with a labelling that was interrupted."""
     overwrite: bool = False
@@ -136,4 +139,5 @@ class LabelConfig:
             "--max-length": self.max_length,
             "--layout": self.layout,
             "--precision": self.precision,
+            "--end-token": self.end_token,
         }

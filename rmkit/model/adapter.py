@@ -60,7 +60,7 @@ def adapter_in(name: str) -> Adapter | None:
     folder = None if name == DEMO else _folder(name)
     if folder is None:
         return None
-    if sorted(folder.glob("model*.safetensors")):
+    if [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]:
         raise UserError(
             "model.name", name, f"it holds the weights of a model and an {CONFIG}; move one of the two elsewhere"
         )

@@ -10,14 +10,22 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, hub
 from rmkit.data.files import is_pointer
+from rmkit.data.tokenizer import end_token
 from rmkit.errors import UserError, brief
 from rmkit.model import attention, lora, precision, quantised
+from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
@@ -63,8 +71,8 @@ def _base_config(adapter: Adapter) -> PretrainedConfig:
 
 def check_folder(folder: Path) -> None:
     """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody) or
-    what Git LFS leaves in a file's place, or where its index of weights names anything but safetensors of its own:
-    another file would be read as a pickle."""
+    what Git LFS leaves in a file's place, where its index of weights names anything but safetensors of its own (another
+    file would be read as a pickle), or where it holds weights that would be left unread."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError("model.name", folder, f"{path.name} is no ordinary file (a pipe, a device)")
@@ -72,6 +80,16 @@ def check_folder(folder: Path) -> None:
             hint = f"{path.name} is a Git LFS pointer, not the file itself; fetch that with: git lfs pull"
             raise UserError("model.name", folder, hint)
     _shards(folder)
+    if (stray := sorted(folder.glob("adapter_model.*"))) and not (folder / ADAPTER_CONFIG).is_file():
+        hint = f"it holds {stray[0].name} without the {ADAPTER_CONFIG} that says how it is read; move it elsewhere"
+        raise UserError("model.name", folder, hint)
+    if sorted(folder.glob("pytorch_model*.bin")) and not sorted(folder.glob("*.safetensors")):
+        raise UserError("model.name", folder, f"its weights are a pickle, which can run code; {convert_hint(folder)}")
+
+
+def convert_hint(name: str | Path) -> str:
+    """How a reward model of HALOs or OpenRLHF becomes one that can be read."""
+    return f"if it is a reward model of HALOs or OpenRLHF, python -m rmkit.convert {name} OUT writes an ordinary one"
 
 
 def check_family(config: PretrainedConfig, name: str) -> PretrainedConfig:
@@ -221,6 +239,22 @@ def _stored_dtype(name: str) -> torch.dtype:
     return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(floats), torch.float32)
 
 
+def pad_at_end(architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The pad token of a classifier's config.json where it ends conversations too; None elsewhere.
+
+    transformers scores the last token that is no pad token, so a head that it or TRL trained has read the one before;
+    OpenRLHF, HALOs and the servers score the last token. The files of such a model do not say which it was. To be asked
+    before `build_model`, which gives the configuration another pad token.
+    """
+    return architecture.pad_token_id if architecture.pad_token_id == end_token(tokenizer) else None
+
+
+PAD_AT_END = (
+    "{name}: its pad token ends every conversation too, and its files do not say which token its head was trained on: "
+    "TRL and transformers score the one before the pad token, OpenRLHF, HALOs and servers the last"
+)
+
+
 def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
     """The head that a checkpoint brings; None where it is a causal LM, whose head must be drawn.
 
@@ -243,6 +277,7 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
             name,
             f"it is saved as {kinds[0] or 'an unnamed class'}; "
             "give a causal LM, a sequence classifier or a folder that rmkit wrote",
+            convert_hint(name),
         )
     return _head_of(Path(name), name, _labels_in_weights(Path(name)) or architecture.num_labels)
 

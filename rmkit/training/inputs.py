@@ -18,7 +18,7 @@ from rmkit.model import lora, quantised
 from rmkit.model.adapter import tokenizer_of
 from rmkit.model.head import Head, fresh_head
 from rmkit.model.loss import loss_of
-from rmkit.model.pretrained import check_length, load_config, saved_head
+from rmkit.model.pretrained import PAD_AT_END, check_length, load_config, pad_at_end, saved_head
 
 DEFAULT_LENGTH = 2048
 """Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""
@@ -58,6 +58,8 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     lora.check(config.lora, architecture, name)
     head = None if from_scratch else saved_head(architecture, name)
     tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(tokenizer_of(name), say)
+    if head is not None and pad_at_end(architecture, tokenizer) is not None:
+        say(f"{PAD_AT_END.format(name=name)}. From here on it is trained on the last")
     context = architecture.max_position_embeddings
     max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
     check_length(architecture, max_length)

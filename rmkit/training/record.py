@@ -1,6 +1,7 @@
 """What a training reports: measurements of a step and their line of metrics.jsonl, the result, the closing table."""
 
 import signal
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from rmkit.batch.pairs import TokenisedPairs
+from rmkit.config import TrainConfig
+from rmkit.storage.card import Card
 from rmkit.storage.checkpoint import Progress
 from rmkit.terminal import Terminal
 
@@ -36,6 +39,19 @@ class Result:
     progress: Progress
     stopped: signal.Signals | None = None
     """The signal that stopped it before its end; `final` is not there then, and --resume goes on"""
+
+
+def card_of(config: TrainConfig, train: TokenisedPairs, test: TokenisedPairs | None, result: Result) -> Card:
+    """What the model card tells of a training."""
+    dropped: Counter[str] = Counter(train.dropped)
+    dropped.update(test.dropped if test else {})
+    return Card(
+        config=config,
+        pairs=len(train),
+        held_out_pairs=len(test) if test else 0,
+        dropped=dict(dropped),
+        metrics=result.metrics,
+    )
 
 
 def record(step: Step, progress: Progress, pairs: int, seconds: float) -> dict[str, Any]:
