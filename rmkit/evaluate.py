@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
     began = time.perf_counter()
 
     def load() -> tuple[Dataset, dict[str, int]]:
-        return with_a_preferred_side(source.load(config.data, "test", note), note)
+        return with_a_preferred_side(source.load(config.data, "test", note, columns=config.columns), note)
 
     preferences, undecided = first_then_others(load)
     scored, other = score("model.name", config.model, preferences, config, device, terminal, note), None

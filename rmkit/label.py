@@ -172,8 +172,8 @@ def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None
     if not file.is_file():
         copy = partial.folder / "input"
         try:
-            plain = copy if copy.exists() else plain_file(config.samples, partial.folder, say)
-            build_index(plain, shown(config.samples), partial.folder)
+            plain = copy if copy.exists() else plain_file(config.samples, partial.folder, say, config.columns)
+            build_index(plain, shown(config.samples), partial.folder, config.columns)
         except OSError as error:
             raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}") from error
     counts = json.loads(file.read_text())

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +26,25 @@ from rmkit.errors import UserError, plain
 Split = Literal["train", "test"]
 Say = Callable[[str], None]
 
+MOST_SHOWN = 12
+"""Names of fields that are not used, of those that are said."""
+
 # How Hugging Face names the files of a folder: train.jsonl, test-00000-of-00002.parquet
 _FILE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)[-_.]")
 
 
-def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | Dataset | None = None) -> Dataset:
+def load(
+    names: tuple[str, ...],
+    split: Split,
+    say: Say,
+    rows: Sequence[dict] | Dataset | None = None,
+    columns: tuple[str, ...] = (),
+) -> Dataset:
     """The preferences of all names in their order, with the columns of `cache.features`.
 
-    `rows`, from a Python program, are read instead of the names. Says one line per source: form, rows, preferences, and
-    how many were dropped, by reason. The column `source` is "file:line", "file:index" (JSON array) or "set:row".
+    `rows`, from a Python program, are read instead of the names; `columns` are those of --data.columns. Says one line
+    per source: form, rows, preferences, how many were dropped, by reason, and which fields are not used. The column
+    `source` is "file:line", "file:index" (JSON array) or "set:row".
 
     Raises:
         ValueError: a name that is not known, a source that cannot be read, a bad row (the message gives file, line and
@@ -43,13 +54,16 @@ def load(names: tuple[str, ...], split: Split, say: Say, rows: Sequence[dict] | 
         sources = (source for name in names for source in _sources(name, split, say))
     else:
         sources = [(Source(shown=f"{split} rows"), _in_memory(rows, split))]
-    parts, lines = [], []
+    parts, lines, renamed = [], [], False
     for source, opened in sources:
-        part, report = build(source, opened)
+        part, report = build(replace(source, columns=columns), opened)
+        renamed |= bool(report["columns"])
         lines.append(_line(source.shown, len(part), report))
         say(lines[-1])
         if len(part):
             parts.append(part)
+    if columns and not renamed:
+        raise UserError("data.columns", " ".join(columns), "no row has such a field")
     if not parts:
         why = ". ".join(lines) or "no source was given"
         raise UserError(f"data.{split}", None, f"no preference is left ({why})")
@@ -69,7 +83,16 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["dropped"].items()))
     form = report["form"] or "no row of this split"
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
-    return f"{read}; dropped: {dropped}" if dropped else read
+    read = f"{read}; dropped: {dropped}" if dropped else read
+    read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
+    return read + _not_used(report["unused"])
+
+
+def _not_used(fields: list[str]) -> str:
+    """The fields of a file that are not read, by name: one of them may hold what was meant to be scored."""
+    shown = [plain(field[:50]) for field in fields[:MOST_SHOWN]]
+    more = f" and {len(fields) - MOST_SHOWN} more" if len(fields) > MOST_SHOWN else ""
+    return f"; not used: {', '.join(shown)}{more}" if fields else ""
 
 
 def overlap(train: Dataset, test: Dataset) -> int:
@@ -80,7 +103,7 @@ def overlap(train: Dataset, test: Dataset) -> int:
 
 
 def _hashes(preferences: Dataset) -> Iterator[bytes]:
-    columns = preferences.select_columns(["prompt", "chosen", "rejected"]).with_format("arrow")
+    columns = preferences.select_columns(["prompt", "chosen", "rejected", "more"]).with_format("arrow")
     for batch in columns.iter(1000):
         for row in batch.to_pylist():
             yield hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()

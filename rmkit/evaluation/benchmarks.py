@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmkit.data.fields import Message
+from rmkit.data.messages import Message
 from rmkit.storage.atomic import written_file
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -142,7 +142,8 @@ def write_rewardbench(file: Path, preferences: Iterable[dict], say: Callable[[st
                 sides = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
                 out.write(json.dumps(sides) + "\n")
                 count += 1
-                otherwise += not all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
+                plain = row["more"] is None and all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
+                otherwise += not plain
     except OSError as error:
         raise ValueError(f"--export rewardbench {file}: it could not be written ({error.strerror})") from error
     say(f"{count} pairs for RewardBench: rewardbench --model MODEL --dataset {file} --load_json")

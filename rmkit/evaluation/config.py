@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rmkit.config import DEMO, DEMO_MODEL
+from rmkit.config import DEMO, DEMO_MODEL, check_columns
 from rmkit.errors import UserError
 from rmkit.model.pretrained import load_config, saved_head
 
@@ -17,6 +17,7 @@ FLAGS = {
     "against": "--against",
     "model.precision": "--precision",
     "data.test": "--data",
+    "data.columns": "--columns",
     "data.max_length": "--max-length",
     "data.overlong": None,
     "model.head": None,
@@ -35,6 +36,8 @@ class EvaluateConfig:
     data: tuple[str, ...] = ()
     """Held-out preferences: named sets, hub ids (NAME or NAME:SPLIT) or paths, mixed.
     By default the embedded set for the demo model."""
+    columns: tuple[str, ...] = ()
+    """Fields of the rows under other names, NAME=FIELD: prompt=question chosen=best. NAME= leaves a field out."""
     against: str | None = None
     """A second reward model, compared on the same pairs by McNemar's test."""
     out: str | None = None
@@ -54,6 +57,7 @@ class EvaluateConfig:
     """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
 
     def __post_init__(self) -> None:
+        check_columns(self.columns, "--columns")
         for flag, value in (("--max-length", self.max_length), ("--max-tokens", self.max_tokens)):
             if value is not None and value < 2:
                 raise ValueError(f"{flag} {value}: set at least 2 tokens")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from rmkit.batch.trie import Layout
-from rmkit.config import DEMO_MODEL
+from rmkit.config import DEMO_MODEL, check_columns
 from rmkit.labelling.feedback import Feedback, Format, Pairing, number_of
 from rmkit.labelling.input import STDIN, identity
 
@@ -18,6 +18,7 @@ FLAGS = {
     "model.name": "--model",
     "model.precision": "--precision",
     "data.train": "SAMPLES",
+    "data.columns": "--columns",
     "data.max_length": "--max-length",
     "data.overlong": None,
     "model.head": None,
@@ -54,6 +55,8 @@ class LabelConfig:
     format: Format = "halos"
     """Schema of the records. halos: as its labeller writes them.
     trl, openrlhf: prompt, chosen and rejected as messages, score_chosen, score_rejected."""
+    columns: tuple[str, ...] = ()
+    """Fields of the rows under other names, NAME=FIELD: prompt=question output=answer. NAME= leaves a field out."""
     max_tokens: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of one forward pass, by default up to 4096 on a CPU and 16384 on a GPU."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
@@ -71,6 +74,7 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         number_of(self.threshold, self.feedback)
+        check_columns(self.columns, "--columns")
         if self.pairing is not None and self.feedback != "pairwise":
             raise ValueError(
                 f"--pairing {self.pairing}: {self.feedback} feedback has no pairs; set --feedback pairwise"
@@ -129,6 +133,7 @@ class LabelConfig:
         return {
             "SAMPLES": identity(self.samples),
             "--model": [self.model, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)],
+            "--columns": list(self.columns),
             "--max-tokens": self.max_tokens,
             "--max-length": self.max_length,
             "--layout": self.layout,

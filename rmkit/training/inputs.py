@@ -66,12 +66,12 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
         check_budget(pairs, config.batch)
         return pairs
 
-    train_set = source.load(config.data.train, "train", say, memory.train)
+    train_set = source.load(config.data.train, "train", say, memory.train, config.data.columns)
     train, test = tokenised(train_set), None
     if head is None:
         check_rated(fresh_head(config.model), train)
     if config.data.test or memory.test is not None:
-        test_set = source.load(config.data.test, "test", say, memory.test)
+        test_set = source.load(config.data.test, "test", say, memory.test, config.data.columns)
         test = tokenised(test_set)
         if both := source.overlap(train_set, test_set):
             say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")
