@@ -71,7 +71,7 @@ def test_two_messages_that_differ_in_an_id_only_are_one_turn():
         ([{"role": "user"}], r"field 'chosen\[0\].content': found nothing"),
         ([{"role": "user", "content": True}], r"field 'chosen\[0\].content': found True"),
         ([{"role": "user", "content": []}], r"field 'chosen\[0\].content': found an empty list"),
-        ([{"role": "user", "content": [{"type": "text"}]}], r"field 'chosen\[0\].content\[0\].text': found nothing"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"field 'chosen\[0\].content\[0\].value': found nothing"),
         ([{"role": "user", "content": ["x"]}], r"field 'chosen\[0\].content\[0\]': found the text 'x'"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],

@@ -109,6 +109,10 @@ def unknown(row: dict[str, Any]) -> str:
             "fields 'chosen' and 'rejected': found text without a prompt; add a prompt field (text or messages), or "
             'give whole conversations as messages or as "\\n\\nHuman: ... \\n\\nAssistant: ..." text'
         )
+    prompts = [field for field in (*plain.PROMPTS, "input") if row.get(field) is not None]
+    if {"chosen", "rejected"} <= row.keys() and len(prompts) > 1:
+        two = " and ".join(sorted(prompts)[:2])
+        return f"found a prompt in each of the fields {two}; leave one of them out: columns {max(prompts)}= (see --help)"
     known = "; ".join(f"{form}: {needs}" for form, needs in NEEDS.items())
     return (
         f"found the fields {names(row)}, which fit no form of preferences ({known}; and those of other trainers and "
@@ -172,6 +176,8 @@ def _compared(row: dict[str, Any], shape: Shape) -> Made:
         more = {"compared": 1.0, "ratings": pair.ratings or ratings}
         if pair.undecided:
             more["undecided"] = pair.undecided
+        if pair.tools and (options := context.options(row | {"tools": pair.tools})) is not None:
+            more["options"] = options
         if pair.target is not None and row.get("target") is None:
             more["target"] = pair.target
         yield pair.suffix, pair.prompt, pair.chosen, pair.rejected, more

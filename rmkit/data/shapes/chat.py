@@ -76,7 +76,8 @@ def _openai(row: Row) -> Iterator[Pair]:
     given = row["input"]
     held, field = (given.get("messages"), "input.messages") if isinstance(given, dict) else (given, "input")
     sides = (messages(row[side], side) for side in ("preferred_output", "non_preferred_output"))
-    yield Pair("", messages(held, field, "user"), *sides)
+    pair = Pair("", messages(held, field, "user"), *sides)
+    yield pair._replace(tools=given.get("tools")) if isinstance(given, dict) else pair
 
 
 def _whole(row: Row) -> Iterator[Pair]:

@@ -26,6 +26,8 @@ class Pair(NamedTuple):
     """Why neither is preferred ("tie"); "" where one is"""
     target: float | None = None
     """Probability that chosen is preferred, where the row's label is one"""
+    tools: Any = None
+    """Tools of the conversation, where the row holds them elsewhere than in the field `tools`"""
     ratings: str | None = None
     """Ratings of both sides, as the cache holds them, where the row's own fields give them"""
 
