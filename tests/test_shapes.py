@@ -132,7 +132,11 @@ def test_a_preference_between_one_and_two_is_a_probability():
         ("Arena 55k", {"winner_tie": 1}, "need one 1 and two 0"),
         ("Arena 55k", {"response_b": "[]"}, "found 2, 2 and 0 turns"),
         ("WebGPT", {"question": "q"}, "field 'question': found the text 'q'"),
-        ("ms-swift", {"messages": [user("ask")]}, "field 'messages': found a conversation that ends in the text 'user'"),
+        (
+            "ms-swift",
+            {"messages": [user("ask")]},
+            "field 'messages': found a conversation that ends in the text 'user'",
+        ),
         ("Nectar", {"answers": [{"answer": "x", "rank": "1"}]}, r"field 'answers\[0\].rank': found the text '1'"),
     ],
 )

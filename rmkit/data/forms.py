@@ -112,7 +112,9 @@ def unknown(row: dict[str, Any]) -> str:
     prompts = [field for field in (*plain.PROMPTS, "input") if row.get(field) is not None]
     if {"chosen", "rejected"} <= row.keys() and len(prompts) > 1:
         two = " and ".join(sorted(prompts)[:2])
-        return f"found a prompt in each of the fields {two}; leave one of them out: columns {max(prompts)}= (see --help)"
+        return (
+            f"found a prompt in each of the fields {two}; leave one of them out: columns {max(prompts)}= (see --help)"
+        )
     known = "; ".join(f"{form}: {needs}" for form, needs in NEEDS.items())
     return (
         f"found the fields {names(row)}, which fit no form of preferences ({known}; and those of other trainers and "

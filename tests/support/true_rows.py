@@ -145,7 +145,12 @@ def true_rows(good: str = "good", bad: str = "bad", ask: str = "ask") -> dict[st
             "explicit prompt",
             {
                 **{"source": "x", "prompt": ask, "chosen": [user(ask), bot(good)], "chosen-rating": 5.0},
-                **{"chosen-model": "m", "rejected": [user(ask), bot(bad)], "rejected-rating": 2.0, "rejected-model": "n"},
+                **{
+                    "chosen-model": "m",
+                    "rejected": [user(ask), bot(bad)],
+                    "rejected-rating": 2.0,
+                    "rejected-model": "n",
+                },
             },
         ),
         "MedicalGPT": (
