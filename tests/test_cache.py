@@ -80,7 +80,7 @@ def test_columns_of_other_names():
     named = ("prompt=question", "chosen=best", "rejected=worst", "input=")
     built, report = build(Source(shown="x", columns=named), rows)
     assert (built["prompt"][0], report["columns"]) == ([{"role": "user", "content": "q"}], list(named))
-    with pytest.raises(ValueError, match="x, row 0: columns .*found no field bset"):
+    with pytest.raises(ValueError, match=r"x, row 0: columns .*found no field bset"):
         build(Source(shown="x", columns=("prompt=question", "chosen=bset")), rows)
 
 

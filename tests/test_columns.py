@@ -29,7 +29,5 @@ def test_a_file_without_such_fields_is_read_as_it_is():
 
 
 def test_a_field_that_is_missing_among_others_is_named():
-    with pytest.raises(
-        ValueError, match="columns prompt=question chosen=bset .*: found no field bset, only question, "
-    ):
+    with pytest.raises(ValueError, match=r"columns prompt=question .*: found no field bset, only question, "):
         of_file(("prompt=question", "chosen=bset", "rejected=worst"), ROW)

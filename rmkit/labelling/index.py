@@ -12,6 +12,7 @@ import numpy as np
 
 from rmkit.data.columns import Renames, of_file
 from rmkit.data.json_rows import decoded, parsed, rows, unit
+from rmkit.errors import UserError
 from rmkit.labelling.samples import Sample, samples
 from rmkit.storage.atomic import written_file
 
@@ -41,6 +42,8 @@ def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] =
     with (folder / "index.raw").open("wb") as file:
         for batch in _entries(path, shown, counts, columns):
             file.write(batch.tobytes())
+    if columns and not counts["renames"]:
+        raise UserError("data.columns", " ".join(columns), "no row has such a field")
     raw = np.memmap(folder / "index.raw", ENTRY, "r")
     kept = np.ones(len(raw), bool)
     sides = np.flatnonzero(raw["of_pair"])
