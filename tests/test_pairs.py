@@ -450,7 +450,8 @@ def test_a_change_of_any_part_of_the_code_serves_no_stale_tokens(module, monkeyp
 TOOLS = (
     "{{ bos_token }}{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}"
     "{% if m.role != 'system' %}{{ m.role }}: {{ m.content or '' }}"
-    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %} {% endif %}{% endfor %}{{ eos_token }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %} {% endif %}{% endfor %}"
+    "{{ eos_token }}"
 )
 
 

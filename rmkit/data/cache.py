@@ -24,6 +24,8 @@ from rmkit.data.shapes.shape import Shape
 
 DEMO = "demo"
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
+AS_JSON = "a row as JSON"
+"""The one column of rows in memory that no table holds, because their fields have other types in each."""
 MOST_NAMES = 100
 """Names of unused fields that are collected of a file."""
 MOST_JOINED = 400
@@ -226,8 +228,9 @@ class _Again:
 
 def _opened(rows: Dataset, shown: str) -> Located:
     try:
+        as_json = rows.column_names == [AS_JSON]
         for i, row in enumerate(rows):
-            yield f"row {i}", row
+            yield f"row {i}", json.loads(row[AS_JSON]) if as_json else row
     except Exception as error:  # columns that cannot be read as what the set declares them to be
         raise ValueError(f"{shown}: the set cannot be read ({type(error).__name__}: {error})") from None
 

@@ -18,7 +18,7 @@ import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cache import DEMO, Source, build
+from rmkit.data.cache import AS_JSON, DEMO, Source, build
 from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.named import NAMED
 from rmkit.errors import UserError, plain
@@ -73,10 +73,15 @@ def load(
 def _in_memory(rows: Sequence[dict] | Dataset, split: Split) -> Dataset:
     if isinstance(rows, Dataset):
         return rows
+    rows = list(rows)
     try:
-        return Dataset.from_list(list(rows))
+        return Dataset.from_list(rows)
     except (pyarrow.ArrowException, TypeError, AttributeError) as error:
-        raise ValueError(f"{split} rows: they are no table of preferences ({_words(error)})") from None
+        problem = error
+    try:  # rows that no table holds, because a field has another type in each: arguments of tools, lists of parts
+        return Dataset.from_dict({AS_JSON: [json.dumps(row) for row in rows]})
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"{split} rows: they are no table of preferences ({_words(problem)})") from None
 
 
 def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
