@@ -71,6 +71,15 @@ class ModelConfig:
         return weights
 
 
+def check_columns(columns: tuple[str, ...], flag: str) -> None:
+    """ValueError where one is not NAME=FIELD, or a name is given twice."""
+    for given in columns:
+        name, equals, _ = given.partition("=")
+        _check(bool(name and equals), flag, given or repr(given), "write NAME=FIELD, such as prompt=question")
+    named = [given.partition("=")[0] for given in columns]
+    _check(len(set(named)) == len(named), flag, " ".join(columns), "name each once")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     train: tuple[str, ...] = ()
@@ -78,6 +87,9 @@ class DataConfig:
     By default the embedded set for the demo model, ultrabin for any other."""
     test: tuple[str, ...] = ()
     """Held-out preferences, likewise. By default none where --data.train is given."""
+    columns: tuple[str, ...] = ()
+    """Fields under other names, NAME=FIELD: prompt=question chosen=best rejected=worst. NAME= leaves a field out.
+    Files without such fields are read as they are."""
     max_length: int | None = None
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 2048."""
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
@@ -93,6 +105,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.max_length is not None:
             _check(self.max_length >= 2, "--data.max-length", self.max_length, "set at least 2 tokens")
+        check_columns(self.columns, "--data.columns")
         _check(self.workers >= 0, "--data.workers", self.workers, "set 0 (automatic) or more")
 
 

@@ -86,8 +86,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
 
     def load() -> tuple[Dataset, dict[str, int], Counts]:
         counts = Counts()
-        read = source.load(config.data, "test", note, bad_rows=config.bad_rows, judged=True, counts=counts)
-        return *with_a_preferred_side(read, note), counts
+        kept = {"columns": config.columns, "bad_rows": config.bad_rows, "judged": True, "counts": counts}
+        return *with_a_preferred_side(source.load(config.data, "test", note, **kept), note), counts
 
     preferences, undecided, counts = first_then_others(load)
     scored, other = score("model.name", config.model, preferences, config, device, terminal, note), None

@@ -33,7 +33,7 @@ from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import FLAGS, LabelConfig
 from rmkit.labelling.index import SampleFile, build_index, by_prompt
-from rmkit.labelling.input import plain_file, shown
+from rmkit.labelling.input import STDIN, plain_file, shown
 from rmkit.labelling.partial import PartialScores
 from rmkit.labelling.records import records, write
 from rmkit.runtime import stop_asked
@@ -178,8 +178,9 @@ def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None
     if not file.is_file():
         copy = partial.folder / "input"
         try:
-            plain = copy if copy.exists() else plain_file(config.samples, partial.folder, say)
-            build_index(plain, shown(config.samples), partial.folder)
+            plain = copy if copy.exists() else plain_file(config.samples, partial.folder, say, config.columns)
+            raw = config.samples == STDIN or Path(config.samples).is_file()  # others are renamed as they are copied
+            build_index(plain, shown(config.samples), partial.folder, config.columns if raw else ())
         except OSError as error:
             raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}") from error
     counts = json.loads(file.read_text())

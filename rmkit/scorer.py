@@ -1,6 +1,7 @@
 """Scoring with a trained reward model: load it, check it against its rmkit.json, run it on packed batches."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from rmkit.batch.build import Batches, TokenisedTexts
 from rmkit.batch.lengths import count, measure
 from rmkit.batch.trie import Layout
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
-from rmkit.data.fields import messages
+from rmkit.data.context import options
+from rmkit.data.left_out import LeftOut, matters
+from rmkit.data.messages import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.distributed.sharding import placed
 from rmkit.errors import UserError, flag
@@ -34,7 +37,7 @@ LONGEST = 16384
 """Most tokens of a conversation by default, even where the model's context is longer."""
 
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,13 @@ class Scorer:
         *,
         prompts: Sequence[str | Messages] | None = None,
         responses: Sequence[str | Messages] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> float | list[float]:
         """The reward of one conversation (a list of messages), or of each of a list of them.
 
-        `prompts` and `responses`, as long as one another, are texts or messages in place of whole conversations.
+        `prompts` and `responses`, as long as one another, are texts or messages in place of whole conversations. The
+        chat template gets whole messages, `tools` and `chat_template_kwargs`; what it leaves out is a warning.
         Raises ValueError, with the index in the list, on a conversation that does not end in an assistant's turn or
         has more than `max_length` tokens.
         """
@@ -74,7 +80,8 @@ class Scorer:
             raise ValueError("score: the list is empty; give one conversation, or a list of them")
         one = isinstance(conversations[0], dict)
         turns = [conversation(each, i) for i, each in enumerate([conversations] if one else conversations)]
-        texts = [self._rendered(each, i) for i, each in enumerate(turns)]
+        more = options({"tools": tools, "chat_template_kwargs": chat_template_kwargs})
+        texts = [self._rendered(each, i, more) for i, each in enumerate(turns)]
         sequences = [np.array(ids, np.int32) for ids in encode(self.tokenizer, texts)]
         for i, sequence in enumerate(sequences):
             if not 0 < len(sequence) <= self.max_length:
@@ -88,9 +95,11 @@ class Scorer:
         margin = float(np.subtract(*self.score(prompts=[prompt, prompt], responses=[chosen, rejected])))
         return Compared(margin=margin, probability=float(1.0 / (1.0 + np.exp(-margin))))
 
-    def _rendered(self, turns: Messages, i: int) -> str:
+    def _rendered(self, turns: Messages, i: int, more: dict[str, Any] | None) -> str:
+        if missed := list(filter(matters, LeftOut(self.tokenizer).of(turns, more))):
+            warnings.warn(f"conversation {i}: the chat template leaves out {', '.join(missed)}", stacklevel=3)
         try:
-            return render(self.tokenizer, turns)
+            return render(self.tokenizer, turns, more)
         except jinja2.TemplateError as error:
             raise ValueError(f"conversation {i}: the chat template refuses it: {error}") from error
 

@@ -98,16 +98,18 @@ def turn(role: str, text: str) -> dict:
 
 def test_rewardbench_file_holds_whole_conversations_only(tmp_path):
     plain = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}
+    plain["more"] = None
     system = {**plain, "prompt": [turn("system", "s"), turn("user", "q")], "id": "x", "subset": "y"}
     several = {**plain, "rejected": [turn("assistant", "a"), turn("user", "?"), turn("assistant", "c")]}
+    tools = {**plain, "more": '{"options": {"tools": []}}'}
     file, said = tmp_path / "rb.jsonl", []
-    benchmarks.write_rewardbench(file, [plain, system, several], said.append)
-    first, second, _ = (json.loads(line) for line in file.read_text().splitlines())
+    benchmarks.write_rewardbench(file, [plain, system, several, tools], said.append)
+    first, second, *_ = (json.loads(line) for line in file.read_text().splitlines())
     assert first == {side: plain["prompt"] + plain[side] for side in ("chosen", "rejected")}
     assert set(second) == {"chosen", "rejected"}
     assert [p.name for p in tmp_path.iterdir()] == ["rb.jsonl"]
-    assert "3 pairs" in said[0]
-    assert "read 2 of them otherwise" in said[1]
+    assert "4 pairs" in said[0]
+    assert "read 3 of them otherwise" in said[1]
 
 
 def test_rewardbench_file_that_cannot_be_written(tmp_path):

@@ -68,7 +68,7 @@ def test_the_same_on_every_machine():
 
 def test_normalised_form():
     row = TEST[0]
-    assert {*row, "source"} == set(features())
+    assert {*row, "source", "more"} == set(features())
     assert (row["margin"], row["weight"], row["target"]) == (0.0, 1.0, None)
     roles = [row[part][0]["role"] for part in ("prompt", "chosen", "rejected")]
     assert roles == ["user", "assistant", "assistant"]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rmkit.data.fields import MOST, entries, messages, name, names, number, show, text
+from rmkit.data.fields import MOST, entries, name, names, number, show, text
 from rmkit.errors import plain
 
 
@@ -19,35 +19,6 @@ def test_number_holds_its_bounds_and_says_them():
         number(1.5, "target", 0.0, 1.0)
     with pytest.raises(ValueError, match="field 'weight': found -1, need a finite number of at least 0"):
         number(-1, "weight", 0.0)
-
-
-def test_plain_text_becomes_one_message_of_the_role():
-    assert messages("hi", "prompt", "user") == [{"role": "user", "content": "hi"}]
-    assert messages("hi", "chosen") == [{"role": "assistant", "content": "hi"}]
-
-
-def test_of_a_message_role_and_content_are_kept():
-    assert messages([{"role": "user", "content": " a ", "name": "x"}], "prompt") == [{"role": "user", "content": " a "}]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "found"),
-    [
-        (3, "field 'chosen': found 3"),
-        (True, "field 'chosen': found True"),
-        (None, "field 'chosen': found nothing"),
-        (["x"], r"field 'chosen\[0\]': found the text 'x'"),
-        ([{"content": "x"}], r"field 'chosen\[0\].role': found nothing"),
-        ([{"role": " ", "content": "x"}], r"field 'chosen\[0\].role': found the text ' '"),
-        ([{"role": "user"}], r"field 'chosen\[0\].content': found nothing"),
-        ([{"role": "user", "content": True}], r"field 'chosen\[0\].content': found True"),
-        ([{"role": "user", "content": [{"type": "text"}]}], r"field 'chosen\[0\].content': found a list with 1"),
-        ("a\ud800", "field 'chosen': found half of a surrogate pair at character 1"),
-    ],
-)
-def test_a_wrong_message_names_the_field_and_the_find(wrong, found):
-    with pytest.raises(ValueError, match=found):
-        messages(wrong, "chosen")
 
 
 def test_text_entries_and_names():

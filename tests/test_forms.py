@@ -116,7 +116,7 @@ def test_white_space_stays():
         ([user("q"), bot("a"), user("r"), bot("x")], [user("q"), bot("a"), user("r"), bot("y")], 3),
         ([user("q"), bot("a"), user("r"), bot("x")], [user("q"), bot("a")], 1),
         ([user("q"), bot("a")], [user("q"), bot("a")], 1),
-        ([bot("a")], [bot("b")], 0),
+        ([bot("a"), user("q")], [bot("b"), user("q")], 0),
     ],
 )
 def test_implicit_prompt_is_the_common_start(chosen, rejected, n):
@@ -125,7 +125,8 @@ def test_implicit_prompt_is_the_common_start(chosen, rejected, n):
     assert (found["chosen"], found["rejected"]) == (chosen[n:], rejected[n:])
 
 
-conversations = st.lists(st.builds(user, st.sampled_from("ab")) | st.builds(bot, st.sampled_from("ab")), min_size=1)
+turns = st.builds(user, st.sampled_from("ab")) | st.builds(bot, st.sampled_from("ab"))
+conversations = st.lists(turns, min_size=1).filter(lambda found: user("a") in found or user("b") in found)
 
 
 @relaxed
@@ -175,16 +176,56 @@ def test_hh_text_round_trip(parts):
     assert [turn["role"] for turn in turns] == (["user", "assistant"] * len(parts))[: len(turns)]
 
 
+def test_hh_text_as_the_prompt_is_turns():
+    """It stayed one literal user's text."""
+    row = {"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:", "chosen": " good", "rejected": " bad"}
+    assert detect(row) == "HH prompt"
+    found = one(row)
+    assert found["prompt"] == [user("q"), bot("a"), user("r")]
+    assert (found["chosen"], found["rejected"]) == ([bot("good")], [bot("bad")])
+    quoted = {**row, "prompt": "Go on:\n\nHuman: q"}
+    assert one(quoted)["prompt"] == [user("Go on:\n\nHuman: q")]
+
+
 def test_text_without_a_prompt_says_to_add_one():
     with pytest.raises(ValueError, match="add a prompt field"):
         detect({"chosen": "good", "rejected": "bad"})
 
 
-@pytest.mark.parametrize(("label", "better"), [(1, "a"), (1.0, "a"), (0, "b"), (2, "b"), (-1, "b")])
+@pytest.mark.parametrize(("label", "better"), [(1, "a"), (1.0, "a"), (0, "b"), (2, "b")])
 def test_halos_label_one_prefers_a_and_any_other_b(label, better):
     found = one({**PAIRWISE, "label": label})
     assert found["chosen"] == [bot(better)]
     assert found["id"] == "3"
+    assert "undecided" not in found
+
+
+@pytest.mark.parametrize(("label", "undecided"), [(0.5, "tie"), (-1, "no label"), (math.nan, "no label")])
+def test_halos_labels_that_prefer_neither(label, undecided):
+    """HALOs reads them as "output_B is better", without a word."""
+    assert one({**PAIRWISE, "label": label})["undecided"] == undecided
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [bot("a")], "rejected": [bot("b")]},
+        {"prompt": [], "chosen": "a", "rejected": "b"},
+        {"prompt": [{"role": "system", "content": "s"}], "chosen": "a", "rejected": "b"},
+        {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
+        {"prompt": [bot("x")], "response": "a", "ratings": {"helpful": 1}},
+    ],
+)
+def test_a_conversation_that_nobody_began_is_refused(row):
+    with pytest.raises(ValueError, match=r"the conversation has no user turn .*the roles "):
+        read(row)
+
+
+@pytest.mark.parametrize("field", ["context", "input"])
+def test_what_would_change_the_text_is_never_ignored(field):
+    with pytest.raises(ValueError, match=f"field '{field}': found the text 'x', which is part of a conversation"):
+        read({**EXPLICIT, field: "x"})
+    assert read({**EXPLICIT, field: ""}) == read(EXPLICIT)
 
 
 def test_halos_turns_rewards_and_instruction():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from campaigns.mutations import HOSTILE, PAIRS, SAMPLES, rows_of, spoiled_bytes, spoiled_json
+from campaigns.mutations import HOSTILE, PAIRS, SAMPLES, SHAPES, WHOLE, rows_of, spoiled_bytes, spoiled_json
 from rmkit.data import forms
 from rmkit.labelling.samples import samples
 
@@ -75,10 +75,10 @@ def prepare(scratch):
 """
 
 
-@pytest.mark.parametrize("form", PAIRS + SAMPLES)
+@pytest.mark.parametrize("form", PAIRS + SHAPES + SAMPLES)
 def test_the_unspoiled_rows_are_accepted(form):
     for row in rows_of(form):
-        if form in PAIRS:
+        if form in PAIRS + SHAPES and form not in WHOLE:
             assert forms.preferences(row, forms.detect(row))
         assert samples(row)
 

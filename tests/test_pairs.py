@@ -14,10 +14,13 @@ from rmkit.batch import pairs as batch_pairs
 from rmkit.batch.lengths import count
 from rmkit.batch.pairs import TokenColumn, tokenise
 from rmkit.config import DataConfig
-from rmkit.data import demo, tokenizer
+from rmkit.data import conversation, demo, left_out, tokenizer
 from rmkit.data.cache import features
+from rmkit.data.conversation import packed
+from rmkit.data.forms import detect, preferences
 from rmkit.data.tokenizer import DEFAULT_TEMPLATE, encode, load_tokenizer, prepare, render
 from support.oracle import trie_tokens
+from support.true_rows import TOOL, call
 
 TURNS = [
     {"role": "user", "content": "a b"},
@@ -148,7 +151,7 @@ def test_load_tokenizer_prepares_what_it_finds(tmp_path):
 def pair(prompt, chosen, rejected, **more):
     """A preference in the normalised form; its source is what the messages name."""
     values = {"margin": 0.0, "weight": 1.0, "target": None, "subset": "", "id": "", "source": "file:1"}
-    values |= {"ratings": None, "compared": 1.0, **more}
+    values |= {"more": None, "ratings": None, "compared": 1.0, **more}
     sides = {k: [{"role": "assistant", "content": v}] for k, v in (("chosen", chosen), ("rejected", rejected))}
     return {"prompt": [{"role": "user", "content": prompt}], **sides, **values}
 
@@ -286,9 +289,9 @@ def test_the_second_call_reads_the_cache_and_every_setting_has_its_own(monkeypat
     rows = datasets.load_from_disk(tmp_path / "rows")
     rendered, real = [], tokenizer.render
 
-    def counted(tokenizer, messages):
+    def counted(tokenizer, messages, options=None):
         rendered.append(1)
-        return real(tokenizer, messages)
+        return real(tokenizer, messages, options)
 
     def renders(max_length=64, template=DEFAULT_TEMPLATE, rows=rows, **data):
         rendered.clear()
@@ -423,15 +426,15 @@ def test_tokenizer_files_that_hold_something_else_are_a_sentence(tmp_path, file,
         load_tokenizer(str(tmp_path), print)
 
 
-@pytest.mark.parametrize("module", [batch_pairs, tokenizer])
-def test_a_change_of_either_half_of_the_code_serves_no_stale_tokens(module, monkeypatch, tmp_path):
-    """The rendering stands in data/tokenizer, the tokenising in batch/pairs."""
+@pytest.mark.parametrize("module", [batch_pairs, tokenizer, conversation, left_out])
+def test_a_change_of_any_part_of_the_code_serves_no_stale_tokens(module, monkeypatch, tmp_path):
+    """The rendering stands in data/tokenizer, what is rendered in data/conversation, the tokenising in batch/pairs."""
     table(pair("a", "b", "c")).save_to_disk(tmp_path / "rows")  # what is in memory alone is not cached
     rows, rendered, real = datasets.load_from_disk(tmp_path / "rows"), [], batch_pairs.render
 
-    def counted(tokenizer, messages):
+    def counted(tokenizer, messages, options=None):
         rendered.append(1)
-        return real(tokenizer, messages)
+        return real(tokenizer, messages, options)
 
     monkeypatch.setattr(batch_pairs, "render", counted)
     tokenised(rows)
@@ -442,3 +445,41 @@ def test_a_change_of_either_half_of_the_code_serves_no_stale_tokens(module, monk
     assert len(rendered) == 4
     tokenised(rows)
     assert len(rendered) == 4
+
+
+TOOLS = (
+    "{{ bos_token }}{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}"
+    "{% if m.role != 'system' %}{{ m.role }}: {{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %} {% endif %}{% endfor %}"
+    "{{ eos_token }}"
+)
+
+
+def of_rows(*rows, template=TOOLS):
+    """Rows of any form through the cache's columns, as a file's are."""
+    made = [packed(p) | {"source": f"file:{i}"} for i, row in enumerate(rows) for p in preferences(row, detect(row))]
+    return tokenised(table(*made), tokenizer=prepared(words(template=template, pad_token="<pad>"))[0])
+
+
+def test_the_template_gets_whole_messages_and_tools():
+    sides = {side: [call(city)] for side, city in (("chosen", "a"), ("rejected", "b"))}
+    found, said = of_rows({"prompt": "c", **sides, "tools": [TOOL]}, {"prompt": "c", **sides})
+    assert said == []
+    with_tools, without = (found.chosen[i].tolist() for i in (0, 1))
+    assert len(with_tools) == len(without) + 1
+    assert found.chosen[1].tolist() != found.rejected[1].tolist(), "the sides differ in their tool calls alone"
+    assert found.group[0] != found.group[1], "a prompt with tools is another prompt"
+
+
+def test_what_the_template_leaves_out_is_said_and_counted():
+    system = {"prompt": "a", "chosen": "b", "rejected": "c", "system": "d"}
+    plain = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    weighed = {**plain, "chosen": [{"role": "assistant", "content": "d", "weight": 1}]}
+    said = of_rows(plain, system, system, weighed)[1]
+    assert said == [
+        "warning: the chat template leaves out messages of role system (in 2 of 4 pairs): it is not scored",
+        "not used by the chat template: field weight of role assistant",
+    ]
+    tools = {"prompt": "a", "chosen": [call("b")], "rejected": [call("c")], "tools": [TOOL]}
+    with pytest.raises(ValueError, match="no pair is left of 1"):
+        of_rows(tools, template=DEFAULT_TEMPLATE.replace("message['content']", "(message['content'] or '')"))

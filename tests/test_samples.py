@@ -107,13 +107,14 @@ def test_refused_with_the_field(name):
 def test_a_long_prompt_is_read_once_for_all_its_responses(monkeypatch):
     """Once for each, it took hours for a row of some megabytes."""
     read = []
-    real = samples_module.messages
+    for name in ("messages", "instruction"):
+        real = getattr(samples_module, name)
 
-    def counted(value, field, *role):
-        read.append(field)
-        return real(value, field, *role)
+        def counted(value, field, *role, real=real):
+            read.append(field)
+            return real(value, field, *role)
 
-    monkeypatch.setattr(samples_module, "messages", counted)
+        monkeypatch.setattr(samples_module, name, counted)
     found = samples({"prompt": "q", "responses": ["a", "b", "c"], "note": 1})
     assert read.count("prompt") == 1
     assert [s.record["sample_id"] for s in found] == [0, 1, 2]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from rmkit.batch.labels import PairLabels
 from rmkit.batch.lengths import Lengths, measure
 from rmkit.batch.trie import common_prefix
 from rmkit.config import DataConfig
+from rmkit.data import conversation, left_out
 from rmkit.data import tokenizer as contract
 from rmkit.data.forms import LABELS
 from rmkit.data.ratings import table as rating_table
@@ -32,6 +34,9 @@ REASONS = {
     ENDS_IN_PAD: "ends in the pad token, which other readers would not score",
 }
 """Why a pair is dropped, by its code in the table: ten million codes are ten megabytes, texts would be gigabytes."""
+
+TEXTS = ("prompt", "chosen", "rejected", "more")
+"""Columns of the preferences that become tokens."""
 
 WORKERS_A_CORE = 4
 """Most processes that tokenise per core: more gain nothing, and each takes hundreds of megabytes."""
@@ -119,12 +124,26 @@ def tokenise(
             why = REASONS[code].format(max_length=max_length)
             dropped[why] = int(count)
             say(f"dropped {count} of {len(reason)} pairs: {why}")
+    _say_left_out(table, say)
     rows = np.flatnonzero(reason == KEPT)
     if len(rows) == 0:
         ways = f"raise {flag('data.max_length')}", f"set {flag('data.overlong')} keep-end"
         whys = "; ".join(f"{count} {why}" for why, count in dropped.items())
         raise UserError("", None, f"no pair is left of {len(reason)} ({whys})", *(ways if OVERLONG in reason else ()))
     return _kept(table, rows, dropped, objectives, say)
+
+
+def _say_left_out(table: Dataset, say: Callable[[str], None]) -> None:
+    """Say what the chat template leaves out of conversations: the scores are those of the rest."""
+    counts: Counter[str] = Counter()
+    for found in table.data.column("left_out").value_counts().to_pylist():
+        for name in json.loads(found["values"] or "[]"):
+            counts[name] += found["counts"]
+    for name, count in sorted(counts.items()):
+        if left_out.matters(name):
+            say(f"warning: the chat template leaves out {name} (in {count} of {len(table)} pairs): it is not scored")
+    if others := sorted(name for name in counts if not left_out.matters(name)):
+        say(f"not used by the chat template: {', '.join(others)}")
 
 
 def _workers(pairs: int, asked: int, say: Callable[[str], None]) -> int:
@@ -147,7 +166,7 @@ def _table(
     """The tokens of both sides and a reason for each preference, from the cache where this has been done before."""
     settings = [
         # Code of the rendering and of the tokenising: a change of either must not be served tokens of the other's past.
-        *(Path(file).read_text() for file in (__file__, contract.__file__)),
+        *(Path(file).read_text() for file in (__file__, *(m.__file__ for m in (contract, conversation, left_out)))),
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
@@ -160,7 +179,7 @@ def _table(
         _tokenise_rows,
         batched=True,
         batch_size=200,
-        remove_columns=["prompt", "chosen", "rejected"],
+        remove_columns=list(TEXTS),
         features=_features(preferences),
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong, "judged": judged},
         num_proc=workers if workers > 1 else None,
@@ -213,9 +232,10 @@ def _labels(table: Dataset, rows: np.ndarray, objectives: SequenceOf[str], say: 
 
 
 def _features(preferences: Dataset) -> Features:
-    kept = {name: kind for name, kind in preferences.features.items() if name not in ("prompt", "chosen", "rejected")}
+    kept = {name: kind for name, kind in preferences.features.items() if name not in TEXTS}
     ids = Sequence(Value("int32"))
     numbers = {"shared": Value("int32"), "group": Value("int64"), "reason": Value("int8")}
+    numbers["left_out"] = Value("string")
     return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, **numbers})
 
 
@@ -223,16 +243,20 @@ def _tokenise_rows(
     rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str, judged: bool
 ) -> dict:
     out: dict[str, list] = {"chosen_ids": [], "rejected_ids": [], "shared": [], "group": [], "reason": []}
-    texts = []
-    for prompt, chosen, rejected, source in zip(
-        rows["prompt"], rows["chosen"], rows["rejected"], rows["source"], strict=True
-    ):
+    out["left_out"] = []
+    texts, template = [], left_out.LeftOut(tokenizer)
+    for values in zip(*(rows[name] for name in (*TEXTS, "source")), strict=True):
+        row = dict(zip((*TEXTS, "source"), values, strict=True))
+        prompt, chosen, rejected, options = conversation.whole(row)
+        # A rated response alone has no other side; it stands in for it, and takes no second place in a trie.
+        sides = [*prompt, *chosen], [*prompt, *(rejected or chosen)]
         try:
-            # A rated response alone has no other side; it stands in for it, and takes no second place in a trie.
-            texts += [render(tokenizer, [*prompt, *chosen]), render(tokenizer, [*prompt, *(rejected or chosen)])]
+            texts += [render(tokenizer, side, options) for side in sides]
         except jinja2.TemplateError as error:
-            raise ValueError(f"{source}: the chat template refuses this conversation: {error}") from error
-        digest = hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).digest()
+            raise ValueError(f"{row['source']}: the chat template refuses this conversation: {error}") from error
+        missed = dict.fromkeys(name for side in sides for name in template.of(side, options))
+        out["left_out"].append(json.dumps(list(missed)) if missed else None)
+        digest = hashlib.blake2b(json.dumps(conversation.key(prompt, options)).encode(), digest_size=8).digest()
         out["group"].append(int.from_bytes(digest, "big", signed=True))
     ids = encode(tokenizer, texts)
     for chosen, rejected, compared in zip(ids[::2], ids[1::2], rows["compared"], strict=True):

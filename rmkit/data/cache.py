@@ -1,9 +1,10 @@
 """Read one source of preferences row by row into a cached Arrow file, with a report on what was read and dropped."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,24 @@ from typing import Any
 import datasets
 from datasets import Dataset, Value
 
+from rmkit.data import columns, forms
+from rmkit.data.conversation import packed
 from rmkit.data.fields import names as fields_of
 from rmkit.data.fields import show
-from rmkit.data.files import read_rows
-from rmkit.data.forms import LABELS, NEEDS, Form, detect, preferences
+from rmkit.data.files import Located, read_rows
+from rmkit.data.forms import LABELS, detect, preferences
+from rmkit.data.messages import same_turn
 from rmkit.data.named import NAMED
+from rmkit.data.shapes.shape import Shape
 
 DEMO = "demo"
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
+AS_JSON = "a row as JSON"
+"""The one column of rows in memory that no table holds, because their fields have other types in each."""
+MOST_NAMES = 100
+"""Names of unused fields that are collected of a file."""
+MOST_JOINED = 400
+"""Rows that are joined to one: more would make more preferences than a row may."""
 
 BAD = "bad rows"
 LISTED = 20
@@ -47,6 +58,8 @@ class Source:
     """Nothing is learned from the pairs: identical sides and empty answers stay, and count as benchmarks count them."""
     bad_rows: str = "stop"
     """"drop": a row that cannot be read is counted and listed, and the others are read."""
+    columns: tuple[str, ...] = ()
+    """NAME=FIELD: the field that is read as NAME"""
 
 
 def features() -> datasets.Features:
@@ -56,6 +69,7 @@ def features() -> datasets.Features:
             "prompt": _MESSAGES,
             "chosen": _MESSAGES,
             "rejected": _MESSAGES,
+            "more": Value("string"),
             **{label: Value("float64") for label in LABELS},
             "ratings": Value("string"),
             "compared": Value("float64"),
@@ -94,7 +108,7 @@ def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]
 def _code() -> str:
     """Hash of this package and of the columns, so that a changed version does not use what an older one cached."""
     digest = hashlib.blake2b(repr(LABELS).encode(), digest_size=8)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -103,15 +117,16 @@ def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
     """The rows of the cached file. The last one holds the report, because the cache keeps nothing but rows."""
     origin = Source(**source)
     report: Row = {"form": "", "rows": 0, "dropped": Counter(), "flaws": Counter(), "bad": []}
+    report |= {"columns": [], "unused": []}
     read = _from_set(origin, rows, report) if origin.named else _from_rows(origin, rows, report)
     for number, preference in read:
         if isinstance(preference, str):
             report["dropped"][preference] += 1
-        elif not origin.judged and (reason := _flaw(preference)):
+        elif reason := preference.get("undecided") or ("" if origin.judged else _flaw(preference)):
             report["dropped"][reason] += 1
             report["flaws"][reason] += 1
         else:
-            yield {**_sides_given(preference), "source": f"{origin.shown}:{number}"}
+            yield {**packed(_sides_given(preference)), "source": f"{origin.shown}:{number}"}
     nothing = dict.fromkeys(features(), "") | {side: [] for side in ("prompt", "chosen", "rejected")}
     yield {**nothing, "compared": 0.0, **dict.fromkeys(LABELS), "id": json.dumps(report)}
 
@@ -124,11 +139,12 @@ def _sides_given(preference: Row) -> Row:
 
 def _flaw(preference: Row) -> str:
     """Why nothing can be learned from a preference; "" where something can."""
-    sides = [preference["chosen"], preference["rejected"]] if preference["compared"] else [preference["chosen"]]
-    for side in sides:
-        if not side or not side[-1]["content"].strip():
+    chosen, rejected = preference["chosen"], preference["rejected"]
+    for side in [chosen, rejected] if preference["compared"] else [chosen]:
+        if not side or (not (side[-1]["content"] or "").strip() and len(side[-1]) == 2):
             return "empty response"
-    return "identical chosen and rejected" if preference["chosen"] == preference["rejected"] else ""
+    same = len(chosen) == len(rejected) and all(map(same_turn, chosen, rejected))
+    return "identical chosen and rejected" if same else ""
 
 
 def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
@@ -141,53 +157,118 @@ def _from_set(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
             yield str(i), preference
         return
     report["rows"] = len(rows)
+    yield from _converted(origin.named, rows, origin.split, origin.shown, str)
+
+
+def _converted(name: str, rows: Any, split: str, shown: str, number: Callable[[int], str]) -> Outcomes:
+    """What the converter of a named set makes of rows; `number` names the place of the row with an index."""
     try:
-        for i, preference in NAMED[origin.named].function(rows, origin.split):
-            yield str(i), preference
+        for i, preference in NAMED[name].function(rows, split):
+            yield number(i), preference
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         problem = f"found no field {error}" if isinstance(error, KeyError) else f"found a wrong field ({error})"
-        raise ValueError(f"{origin.shown}: {problem}; the set's schema has changed") from None
+        raise ValueError(f"{shown}: {problem}; the set's schema has changed") from None
     except ValueError as error:
-        raise ValueError(f"{origin.shown}, {error}") from None
+        raise ValueError(f"{shown}, {error}") from None
 
 
 def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     """The preferences of rows that all have one form: that of the first row of the wanted split."""
-    if rows is None:
-        located = read_rows(origin.path, origin.shown, skip=origin.bad_rows == "drop")
-    else:
-        located = _opened(rows, origin.shown)
-    for where, row in located:
-        report["rows"] += 1
-        number = where.rpartition(" ")[2]
+    located = _wanted(origin, rows, report)
+    first, shape = _first(located, origin, report)
+    if not report["rows"]:
+        raise ValueError(f"{origin.shown}: the set is empty")
+    if first is None:
+        return
+    report["form"] = shape.name
+    if shape.named:
+        again = _Again(origin, rows)
+        yield from _converted(shape.named, again, origin.own_split or "train", origin.shown, again.place)
+        report["dropped"] |= again.report["dropped"]  # whole, where the look at the first row saw some of them
+        report |= {name: again.report[name] for name in ("rows", "bad")}
+        report["unused"] = _some(forms.unused(first[1], shape))
+        return
+    located, unused = itertools.chain([first], located), set()
+    for where, row in _joined(located, shape) if shape.joins else located:
         try:
-            if isinstance(row, ValueError):
-                raise row
-            if origin.own_split and _other_split(row, origin.own_split):
-                yield number, "other split"
-                continue
-            if not report["form"]:
-                report["form"] = detect(row)
-            pairs = _fitting(row, report["form"])
+            pairs = _fitting(row, shape)
         except ValueError as error:
-            told = str(error) if error is row else f"{origin.shown}, {where}: {error}"
-            if origin.bad_rows == "stop":
-                raise ValueError(told) from None
-            report["bad"] += [told] if len(report["bad"]) < LISTED else []
-            yield number, BAD
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
             continue
+        if len(unused) < MOST_NAMES:
+            unused |= forms.unused(row, shape)
+        number = where.rpartition(" ")[2]
         if not pairs:
             yield number, "no responses of different rank"
         for preference in pairs:
             yield number, preference
-    if not report["rows"]:
-        raise ValueError(f"{origin.shown}: the set is empty")
+    report["unused"] = _some(unused)
 
 
-def _opened(rows: Dataset, shown: str) -> Outcomes:
+def _first(located: Located, origin: Source, report: Row) -> tuple[tuple[str, Any] | None, Shape | None]:
+    """The first row whose form is known, with its place, and that form; None where there is no such row."""
+    for where, row in located:
+        try:
+            return (where, row), forms.SHAPES[detect(row)]
+        except ValueError as error:
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+    return None, None
+
+
+def _bad(origin: Source, report: Row, told: str) -> None:
+    """Count and list a row that cannot be read; without --data.bad-rows drop it stops the run."""
+    if origin.bad_rows == "stop":
+        raise ValueError(told) from None
+    report["bad"] += [told] if len(report["bad"]) < LISTED else []
+    report["dropped"][BAD] += 1
+
+
+def _wanted(origin: Source, rows: Dataset | None, report: Row) -> Located:
+    """The rows of the wanted split, under the names that --data.columns gives; all are counted in the report."""
+    renames, drop = None, origin.bad_rows == "drop"
+    for where, row in read_rows(origin.path, origin.shown, skip=drop) if rows is None else _opened(rows, origin.shown):
+        report["rows"] += 1
+        if isinstance(row, ValueError):
+            _bad(origin, report, str(row))
+            continue
+        try:
+            if renames is None:
+                renames = columns.of_file(origin.columns, row)
+                report["columns"] = [f"{name}={field}" for name, field in renames]
+            row = columns.renamed(row, renames)
+            other = origin.own_split and _other_split(row, origin.own_split)
+        except ValueError as error:
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            continue
+        if other:
+            report["dropped"]["other split"] += 1
+        else:
+            yield where, row
+
+
+class _Again:
+    """The rows of the wanted split without their places, as often as a converter reads them."""
+
+    def __init__(self, origin: Source, rows: Dataset | None) -> None:
+        self._origin, self._rows = origin, rows
+        self._places: list[str] = []
+        self.report: Row = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        self._places, self.report = [], {"rows": 0, "dropped": Counter(), "bad": []}
+        for where, row in _wanted(self._origin, self._rows, self.report):
+            self._places.append(where.rpartition(" ")[2])
+            yield row
+
+    def place(self, i: int) -> str:
+        return self._places[i]
+
+
+def _opened(rows: Dataset, shown: str) -> Located:
     try:
+        as_json = rows.column_names == [AS_JSON]
         for i, row in enumerate(rows):
-            yield f"row {i}", row
+            yield f"row {i}", json.loads(row[AS_JSON]) if as_json else row
     except Exception as error:  # columns that cannot be read as what the set declares them to be
         raise ValueError(f"{shown}: the set cannot be read ({type(error).__name__}: {error})") from None
 
@@ -199,13 +280,33 @@ def _other_split(row: Any, split: str) -> bool:
     return own is not None and own != split
 
 
-def _fitting(row: Any, form: Form) -> list[Row]:
+def _fitting(row: Any, shape: Shape) -> list[Row]:
     """The preferences of a row; ValueError where its form is not that of the rest of the file."""
-    try:
-        other = detect(row)
-    except ValueError:
-        other = "no known form"
-    if other != form:
+    if not (isinstance(row, dict) and shape.has(row)):
+        try:
+            other = detect(row)
+        except ValueError:
+            other = "no known form"
         there = f"the fields {fields_of(row)} ({other})" if isinstance(row, dict) else show(row)
-        raise ValueError(f"found {there}, need {form} as in the file's first row: {NEEDS[form]}")
-    return preferences(row, form)
+        raise ValueError(f"found {there}, need {shape.name} as in the file's first row: {shape.needs}")
+    return preferences(row, shape.name)
+
+
+def _joined(located: Located, shape: Shape) -> Located:
+    """Rows that follow one another with an equal field `shape.joins` as one row, whose other fields are lists."""
+
+    def value(located: tuple[str, Any]) -> Any:
+        row = located[1]
+        return row[shape.joins] if isinstance(row, dict) and shape.has(row) else None
+
+    for common, run in itertools.groupby(located, value):
+        while part := list(itertools.islice(run, MOST_JOINED)):
+            if common is None or len(part) == 1:
+                yield from part
+            else:
+                lists = {name: [row[name] for _, row in part] for name in shape.keys - {shape.joins}}
+                yield part[0][0], part[0][1] | lists
+
+
+def _some(names: set[str]) -> list[str]:
+    return sorted(map(str, names))[:MOST_NAMES]

@@ -1,11 +1,9 @@
-"""Read one field of a row as text, messages, a list, a number or a name; errors name the field and what it holds."""
+"""Read one field of a row as text, a list, a number or a name; errors name the field and what it holds."""
 
 import math
 from typing import Any
 
 from rmkit.errors import plain
-
-Message = dict[str, str]
 
 MOST = 1 << 16
 """Most entries in a list of responses, and most preferences from one row: a few kilobytes could make billions of pairs.
@@ -23,22 +21,6 @@ def text(value: Any, field: str) -> str:
             f"field '{field}': found half of a surrogate pair at character {error.start}, which is no text"
         ) from None
     return value
-
-
-def messages(value: Any, field: str, role: str = "assistant") -> list[Message]:
-    """Messages, reduced to role and content; plain text becomes one message of `role`."""
-    if isinstance(value, str):
-        return [{"role": role, "content": text(value, field)}]
-    if not isinstance(value, list):
-        raise ValueError(f"field '{field}': found {show(value)}, need text or a list of messages")
-    turns = []
-    for i, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise ValueError(f"field '{field}[{i}]': found {show(message)}, need a message with role and content")
-        turns.append({part: text(message.get(part), f"{field}[{i}].{part}") for part in ("role", "content")})
-        if not turns[-1]["role"].strip():
-            raise ValueError(f"field '{field}[{i}].role': found {show(turns[-1]['role'])}, need a role such as user")
-    return turns
 
 
 def entries(value: Any, field: str) -> list[Any]:

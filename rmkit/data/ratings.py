@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rmkit.data.fields import Message, entries, messages, number, show, text
+from rmkit.data.fields import entries, number, show, text
+from rmkit.data.messages import Message, messages
 
 ONE = ("response", "completion")
 LIST = ("responses", "completions")

@@ -18,7 +18,7 @@ import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cache import BAD, DEMO, Source, build
+from rmkit.data.cache import AS_JSON, BAD, DEMO, Source, build
 from rmkit.data.counts import Counts
 from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.hub import settle as hub_settled
@@ -27,6 +27,9 @@ from rmkit.errors import UserError, plain
 
 Split = Literal["train", "test"]
 Say = Callable[[str], None]
+
+MOST_SHOWN = 12
+"""Names of fields that are not used, of those that are said."""
 
 # How Hugging Face names the files of a folder: train.jsonl, test-00000-of-00002.parquet
 ABOUT = ("dataset_infos.json", "dataset_info.json", "state.json")
@@ -38,6 +41,7 @@ def load(
     split: Split,
     say: Say,
     rows: Sequence[dict] | Dataset | None = None,
+    columns: tuple[str, ...] = (),
     *,
     bad_rows: str = "stop",
     judged: bool = False,
@@ -45,10 +49,10 @@ def load(
 ) -> Dataset:
     """The preferences of all names in their order, with the columns of `cache.features`.
 
-    `rows`, from a Python program, are read instead of the names. Says one line per source: form, rows, preferences, and
-    how many were dropped, by reason; all of it is added to `counts`. With `bad_rows` "drop", rows that cannot be read
-    are listed and left out; `judged` keeps identical sides and empty answers. The column `source` is "file:line",
-    "file:index" (JSON array) or "set:row".
+    `rows`, from a Python program, are read instead of the names; `columns` are those of --data.columns. Says one line
+    per source: form, rows, preferences, how many were dropped, by reason, and which fields are not used; all of it is
+    added to `counts`. With `bad_rows` "drop", rows that cannot be read are listed and left out; `judged` keeps
+    identical sides and empty answers. The column `source` is "file:line", "file:index" (JSON array) or "set:row".
 
     Raises:
         ValueError: a name that is not known, a source that cannot be read, a bad row (the message gives file, line and
@@ -58,9 +62,10 @@ def load(
         sources = (source for name in names for source in _sources(name, split, say))
     else:
         sources = [(Source(shown=f"{split} rows"), _in_memory(rows, split))]
-    parts, lines = [], []
+    parts, lines, renamed = [], [], False
     for source, opened in sources:
-        part, report = build(replace(source, bad_rows=bad_rows, judged=judged), opened)
+        part, report = build(replace(source, columns=columns, bad_rows=bad_rows, judged=judged), opened)
+        renamed |= bool(report["columns"])
         lines.append(_line(source.shown, len(part), report))
         say(lines[-1])
         for told in report["bad"]:
@@ -71,6 +76,8 @@ def load(
             counts.add(report, len(part))
         if len(part):
             parts.append(part)
+    if columns and not renamed:
+        raise UserError("data.columns", " ".join(columns), "no row has such a field")
     if not parts:
         why = ". ".join(lines) or "no source was given"
         if any("other split" in line for line in lines):
@@ -82,17 +89,31 @@ def load(
 def _in_memory(rows: Sequence[dict] | Dataset, split: Split) -> Dataset:
     if isinstance(rows, Dataset):
         return rows
+    rows = list(rows)
     try:
-        return Dataset.from_list(list(rows))
+        return Dataset.from_list(rows)
     except (pyarrow.ArrowException, TypeError, AttributeError) as error:
-        raise ValueError(f"{split} rows: they are no table of preferences ({_words(error)})") from None
+        problem = error
+    try:  # rows that no table holds, because a field has another type in each: arguments of tools, lists of parts
+        return Dataset.from_dict({AS_JSON: [json.dumps(row) for row in rows]})
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"{split} rows: they are no table of preferences ({_words(problem)})") from None
 
 
 def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["dropped"].items()))
     form = report["form"] or "no row of this split"
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
-    return f"{read}; dropped: {dropped}" if dropped else read
+    read = f"{read}; dropped: {dropped}" if dropped else read
+    read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
+    return read + _not_used(report["unused"])
+
+
+def _not_used(fields: list[str]) -> str:
+    """The fields of a file that are not read, by name: one of them may hold what was meant to be scored."""
+    shown = [plain(field[:50]) for field in fields[:MOST_SHOWN]]
+    more = f" and {len(fields) - MOST_SHOWN} more" if len(fields) > MOST_SHOWN else ""
+    return f"; not used: {', '.join(shown)}{more}" if fields else ""
 
 
 def overlap(train: Dataset, test: Dataset) -> int:
@@ -103,7 +124,7 @@ def overlap(train: Dataset, test: Dataset) -> int:
 
 
 def _hashes(preferences: Dataset) -> Iterator[bytes]:
-    columns = preferences.select_columns(["prompt", "chosen", "rejected"]).with_format("arrow")
+    columns = preferences.select_columns(["prompt", "chosen", "rejected", "more"]).with_format("arrow")
     for batch in columns.iter(1000):
         for row in batch.to_pylist():
             yield hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()

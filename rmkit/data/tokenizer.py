@@ -7,6 +7,7 @@ of the rendered text. TRL and HALOs render the same way.
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -87,10 +88,16 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, ends: set[int | None]) -> str
     return "<|pad|>"
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: SequenceOf[dict[str, str]]) -> str:
-    """The text of a conversation as it is tokenised. Raises jinja2.TemplateError where the template rejects it."""
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: SequenceOf[dict[str, Any]], options: dict[str, Any] | None = None
+) -> str:
+    """The text of a conversation as it is tokenised. The template gets whole messages, and of `options` the tools and
+    chat_template_kwargs. Raises jinja2.TemplateError where the template rejects it."""
+    more: dict[str, Any] = {}
+    if options is not None:
+        more = {"tools": options.get("tools"), **(options.get("chat_template_kwargs") or {})}
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False)
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **more)
     except jinja2.TemplateError:
         raise
     except Exception as error:  # a template is a program: it divides by zero, or adds what cannot be added

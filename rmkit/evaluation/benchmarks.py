@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmkit.data.fields import Message
+from rmkit.data.messages import Message
 from rmkit.storage.atomic import written_file
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -144,7 +144,8 @@ def write_rewardbench(file: Path, preferences: Iterable[dict], say: Callable[[st
                 sides = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
                 out.write(json.dumps(sides) + "\n")
                 count += 1
-                otherwise += not all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
+                plain = row["more"] is None and all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
+                otherwise += not plain
     except OSError as error:
         raise ValueError(f"--export rewardbench {file}: it could not be written ({error.strerror})") from error
     # Without these two it loads 8-bit weights by default, and float16 ones otherwise.

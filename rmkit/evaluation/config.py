@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from rmkit.config import DEMO, DEMO_MODEL
+from rmkit.config import DEMO, DEMO_MODEL, check_columns
 from rmkit.errors import UserError
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
@@ -18,6 +18,7 @@ FLAGS = {
     "against": "--against",
     "model.precision": "--precision",
     "data.test": "--data",
+    "data.columns": "--columns",
     "data.max_length": "--max-length",
     "data.bad_rows": "--bad-rows",
     "data.overlong": None,
@@ -37,6 +38,8 @@ class EvaluateConfig:
     data: Annotated[tuple[str, ...], arg(aliases=["--data.test"])] = ()
     """Held-out preferences: named sets, hub ids (NAME or NAME:SPLIT) or paths, mixed.
     By default the embedded set for the demo model."""
+    columns: tuple[str, ...] = ()
+    """Fields of the rows under other names, NAME=FIELD: prompt=question chosen=best. NAME= leaves a field out."""
     against: str | None = None
     """A second reward model, compared on the same pairs by McNemar's test."""
     out: str | None = None
@@ -62,6 +65,7 @@ class EvaluateConfig:
     last: that one. before-pad: the one before it, as transformers and TRL do. No matter elsewhere."""
 
     def __post_init__(self) -> None:
+        check_columns(self.columns, "--columns")
         for flag, value in (("--max-length", self.max_length), ("--max-tokens", self.max_tokens)):
             if value is not None and value < 2:
                 raise ValueError(f"{flag} {value}: set at least 2 tokens")

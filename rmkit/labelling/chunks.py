@@ -1,12 +1,14 @@
 """Chunks of samples, each tokenised, scored and saved at once. How a file is cut into chunks does not depend on the
 number of processes."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from rmkit.data.left_out import LeftOut, matters
 from rmkit.data.tokenizer import encode, render
 from rmkit.labelling.index import SampleFile
 from rmkit.scorer import Scorer
@@ -32,6 +34,8 @@ class Chunk:
     """The U distinct texts, tokenised: int32 [length] each"""
     group: np.ndarray
     """int64 [U]: equal where the prompt is the same"""
+    left_out: Counter[str]
+    """How many distinct texts lack something of their conversation, by what the chat template leaves out"""
 
 
 def chunk_bounds(starts: np.ndarray) -> list[int]:
@@ -54,15 +58,17 @@ def chunk_bounds(starts: np.ndarray) -> list[int]:
 def tokenised(file: SampleFile, number: int, positions: np.ndarray, scorer: Scorer) -> Chunk:
     """Render and encode a chunk, each distinct text once. ValueError where the chat template refuses one."""
     _, first, twin = np.unique(file.index["text"][positions], return_index=True, return_inverse=True)
-    texts = []
+    texts, template, missed = [], LeftOut(scorer.tokenizer), Counter()
     for i in positions[first].tolist():
+        sample = file[i]
         try:
-            texts.append(render(scorer.tokenizer, file[i].conversation))
+            texts.append(render(scorer.tokenizer, sample.conversation, sample.options))
         except jinja2.TemplateError as error:
             raise ValueError(f"{file.where(i)}: the chat template refuses this conversation: {error}") from error
+        missed.update(filter(matters, template.of(sample.conversation, sample.options)))
     sequences = [np.array(ids, np.int32) for ids in encode(scorer.tokenizer, texts)]
     group = file.index["group"][positions[first]]
-    return Chunk(number=number, positions=positions, twin=twin, sequences=sequences, group=group)
+    return Chunk(number=number, positions=positions, twin=twin, sequences=sequences, group=group, left_out=missed)
 
 
 def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
@@ -80,6 +86,7 @@ def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
     skipped = {
         f"over-long (more than {scorer.max_length} tokens)": int((of_samples > scorer.max_length).sum()),
         "no token": int((of_samples == 0).sum()),
+        **{f"texts of which the template leaves out {name}": count for name, count in chunk.left_out.items()},
     }
     return {
         "chunk": chunk.number,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from rmkit.config import DEMO_MODEL
+from rmkit.config import DEMO_MODEL, check_columns
 from rmkit.labelling.feedback import Feedback, Format, Pairing, number_of
 
 DEMO_FEEDBACK = Path("runs/demo/feedback.jsonl")
@@ -16,6 +16,7 @@ FLAGS = {
     "model.name": "--model",
     "model.precision": "--precision",
     "data.train": "SAMPLES",
+    "data.columns": "--columns",
     "data.max_length": "--max-length",
     "data.overlong": None,
     "model.head": None,
@@ -52,6 +53,8 @@ class LabelConfig:
     format: Format = "halos"
     """Schema of the records. halos: as its labeller writes them.
     trl, openrlhf: prompt, chosen and rejected as messages, score_chosen, score_rejected."""
+    columns: tuple[str, ...] = ()
+    """Fields of the rows under other names, NAME=FIELD: prompt=question output=answer. NAME= leaves a field out."""
     max_tokens: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of one forward pass, by default up to 4096 on a CPU and 16384 on a GPU."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
@@ -73,6 +76,7 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         number_of(self.threshold, self.feedback)
+        check_columns(self.columns, "--columns")
         if self.pairing is not None and self.feedback != "pairwise":
             raise ValueError(
                 f"--pairing {self.pairing}: {self.feedback} feedback has no pairs; set --feedback pairwise"
@@ -135,6 +139,7 @@ class LabelConfig:
         return {
             "SAMPLES": identity(self.samples),
             "--model": [self.model, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)],
+            "--columns": list(self.columns),
             "--max-tokens": self.max_tokens,
             "--max-length": self.max_length,
             "--layout": self.layout,

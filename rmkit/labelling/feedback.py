@@ -108,13 +108,13 @@ def prompt_id(sample: Sample) -> int | str:
     """The row's prompt_id, or as HALOs makes it: sha256 of the contents of the prompt's turns, concatenated."""
     if sample.prompt_id is not None:
         return sample.prompt_id
-    return hashlib.sha256("".join(turn["content"] for turn in sample.prompt).encode()).hexdigest()
+    return hashlib.sha256("".join(turn["content"] or "" for turn in sample.prompt).encode()).hexdigest()
 
 
 def scalar(sample: Sample, reward: float, form: Format) -> Record:
     """One sample with its reward; under halos all other fields of its row are kept."""
     if form != "halos":
-        return {**_response(sample, form), "score": reward, **_split(sample)}
+        return {**_response(sample, form), "score": reward, **_also(sample)}
     return {
         **sample.record,
         "prompt_id": prompt_id(sample),
@@ -139,7 +139,7 @@ def binary(sample: Sample, reward: float, threshold: float, form: Format) -> Rec
             **_response(sample, form),
             "label": bool(label) if form == "trl" else label,
             "score": reward,
-            **_split(sample),
+            **_also(sample),
         }
     return {
         "prompt_id": prompt_id(sample),
@@ -148,7 +148,8 @@ def binary(sample: Sample, reward: float, threshold: float, form: Format) -> Rec
         "label": label,
         "reward": reward,
         "type": "binary_feedback",
-        **_kept(sample, ("sample_id", "generator", "dataset", "split")),
+        **_kept(sample, ("sample_id", "generator", "dataset")),
+        **_also(sample),
     }
 
 
@@ -161,7 +162,7 @@ def pairwise(better: tuple[Sample, float], worse: tuple[Sample, float], swap: bo
             "rejected": worse[0].response,
             "score_chosen": better[1],
             "score_rejected": worse[1],
-            **_split(better[0]),
+            **_also(better[0]),
         }
     (a, reward_a), (b, reward_b) = (worse, better) if swap else (better, worse)
     return {
@@ -176,7 +177,8 @@ def pairwise(better: tuple[Sample, float], worse: tuple[Sample, float], swap: bo
         "type": "pairwise_feedback",
         **_kept(a, ("sample_id", "generator"), "_A"),
         **_kept(b, ("sample_id", "generator"), "_B"),
-        **_kept(a, ("dataset", "split")),
+        **_kept(a, ("dataset",)),
+        **_also(a),
     }
 
 
@@ -189,5 +191,6 @@ def _kept(sample: Sample, fields: tuple[str, ...], suffix: str = "") -> Record:
     return {field + suffix: sample.record[field] for field in fields if sample.record.get(field) is not None}
 
 
-def _split(sample: Sample) -> Record:
-    return _kept(sample, ("split",))
+def _also(sample: Sample) -> Record:
+    """What every record keeps: the split, and what else the chat template gets."""
+    return _kept(sample, ("split",)) | (sample.options or {})

@@ -6,10 +6,13 @@ The index is a memory-mapped file of 37 bytes a sample; the texts are never held
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rmkit.data.columns import Renames, of_file
 from rmkit.data.json_rows import decoded, parsed, rows, unit
+from rmkit.errors import UserError
 from rmkit.labelling.samples import Sample, samples
 from rmkit.storage.atomic import written_file
 
@@ -28,16 +31,19 @@ BATCH = 1 << 16
 """Entries of the index that are written at once."""
 
 
-def build_index(path: Path, shown: str, folder: Path) -> dict[str, int]:
+def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] = ()) -> dict[str, Any]:
     """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples" and "duplicates".
+    `columns` gives fields of the rows other names.
 
     A response to one prompt that occurs in several preferences is one sample; its repetitions are left out and counted.
     Raises ValueError on the first bad row, with its line or index, the field and what was found.
     """
     counts = {"rows": 0, "samples": 0, "duplicates": 0}
     with (folder / "index.raw").open("wb") as file:
-        for batch in _entries(path, shown, counts):
+        for batch in _entries(path, shown, counts, columns):
             file.write(batch.tobytes())
+    if columns and not counts["renames"]:
+        raise UserError("data.columns", " ".join(columns), "no row has such a field")
     raw = np.memmap(folder / "index.raw", ENTRY, "r")
     kept = np.ones(len(raw), bool)
     sides = np.flatnonzero(raw["of_pair"])
@@ -59,13 +65,15 @@ def build_index(path: Path, shown: str, folder: Path) -> dict[str, int]:
     return counts
 
 
-def _entries(path: Path, shown: str, counts: dict[str, int]) -> Iterator[np.ndarray]:
+def _entries(path: Path, shown: str, counts: dict[str, Any], columns: tuple[str, ...]) -> Iterator[np.ndarray]:
     held: list[tuple] = []
+    renames: Renames | None = None
     with path.open("rb") as file:
         called = unit(file)
         for row in rows(file, shown):
             try:
-                of_row = samples(row.value)
+                renames = of_file(columns, row.value) if renames is None else renames
+                of_row = samples(row.value, renames)
             except ValueError as error:
                 raise ValueError(f"{shown}, {called} {row.number}: {error}") from None
             counts["rows"] += 1
@@ -74,6 +82,7 @@ def _entries(path: Path, shown: str, counts: dict[str, int]) -> Iterator[np.ndar
             if len(held) >= BATCH:
                 yield np.array(held, ENTRY)
                 held = []
+    counts["renames"] = renames
     yield np.array(held, ENTRY)
 
 
@@ -88,6 +97,7 @@ class SampleFile:
         self._file, self._shown = path.open("rb"), shown
         self._unit = unit(self._file)
         self.index = np.load(folder / "index.npy", mmap_mode="r")
+        self._renames = tuple(map(tuple, json.loads((folder / "index.json").read_text())["renames"]))
         self._held: tuple[int, list[Sample]] = (-1, [])
 
     def __len__(self) -> int:
@@ -100,7 +110,7 @@ class SampleFile:
             self._file.seek(offset)
             raw = self._file.read(int(entry["length"]))
             try:
-                self._held = offset, samples(parsed(decoded(raw, ""), ""))
+                self._held = offset, samples(parsed(decoded(raw, ""), ""), self._renames)
             except ValueError:
                 self._held = offset, []
         part = int(entry["part"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rmkit.data import source
+from rmkit.data import conversation, source
 from rmkit.data.files import check_whole, read_rows
 from rmkit.errors import plain
 from rmkit.storage.atomic import written_file
@@ -31,7 +31,7 @@ def shown(given: str) -> str:
     return "standard input" if given == STDIN else plain(given)
 
 
-def plain_file(given: str, folder: Path, say: Callable[[str], None]) -> Path:
+def plain_file(given: str, folder: Path, say: Callable[[str], None], columns: tuple[str, ...] = ()) -> Path:
     """A plain JSON or JSONL file with the rows of `given`; gzip, standard input, Parquet, folders, named sets and hub
     sets are copied to `folder`/input.
 
@@ -54,10 +54,15 @@ def plain_file(given: str, folder: Path, say: Callable[[str], None]) -> Path:
     elif path.is_file():
         _write_rows((row for _, row in read_rows(given, shown(given))), copy)
     else:
-        preferences = source.load((given,), "train", say)
-        sides = ("prompt", "chosen", "rejected", "subset")
-        _write_rows(({side: row[side] for side in sides} for row in preferences), copy)
+        preferences = source.load((given,), "train", say, columns=columns)
+        _write_rows(map(_whole, preferences), copy)
     return copy
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """A preference of the cache as a row with whole messages."""
+    *sides, options = conversation.whole(row)
+    return {**dict(zip(conversation.SIDES, sides, strict=True)), "subset": row["subset"], **(options or {})}
 
 
 def _copy(file: Any, copy: Path, given: str) -> None:

@@ -12,12 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rmkit.data import forms
-from rmkit.data.fields import Message, entries, messages, name, names, show
+from rmkit.data import context, conversation, forms
+from rmkit.data.columns import Renames, renamed
+from rmkit.data.fields import entries, name, names, show
+from rmkit.data.messages import Message, messages
+from rmkit.data.named import NAMED
+from rmkit.data.shapes.instruction import instruction
+from rmkit.data.shapes.shape import Shape
 
 LISTS = ("responses", "completions")
+ONE = ("output", "response", "completion")
 OUTDATED = ("reward", "label", "ranks", "scores", *LISTS)
 """Fields of a row that its samples do not keep: earlier labels, and the lists of responses."""
+IN_THE_PROMPT = ("system", "system_prompt", "history", "input")
+"""Fields that have become part of the prompt, which is kept whole: kept beside it, they would be read twice."""
 OF_A_PAIR = ("dataset", "split", "subset")
 """Fields of a preference that both of its samples keep."""
 NEEDS = (
@@ -37,6 +45,8 @@ class Sample:
     """Equal where the prompt is the same: HALOs' running prompt_id starts at 0 in each run, so it is not enough"""
     record: dict[str, Any]
     """The row's other fields, kept as they are"""
+    options: dict[str, Any] | None = None
+    """Tools and arguments for the chat template"""
     of_pair: bool = False
     """Whether it is a side of a preference: a response that occurs in many rows is one sample then"""
 
@@ -47,7 +57,7 @@ class Sample:
     @property
     def text(self) -> int:
         """A hash, equal where prompt and response are the same."""
-        return digest([self.group, self.response])
+        return digest([self.group, conversation.key(self.response, None)])
 
 
 def digest(value: Any) -> int:
@@ -56,59 +66,121 @@ def digest(value: Any) -> int:
     return int.from_bytes(raw, "big", signed=True)
 
 
-def samples(row: Any) -> list[Sample]:
-    """The samples of a row.
+def samples(row: Any, renames: Renames = ()) -> list[Sample]:
+    """The samples of a row, whose fields have other names where --columns gives them.
 
     Raises ValueError, with the field and what was found, where one is missing or of a wrong type.
     """
     if not isinstance(row, dict):
         raise ValueError(f"found {show(row)}, need an object with fields; {NEEDS}")
+    row = renamed(row, renames)
     kind = row.get("type")
     if row.get("output") is not None or kind in ("sample", "scalar_feedback", "binary_feedback"):
         return _samples(row, [("output", row.get("output"), {})])
+    shape = _shape(row)
     field = next((field for field in LISTS if row.get(field) is not None), None)
-    if field is not None:
+    if field is not None and (shape is None or field not in shape.keys):
         listed = entries(row[field], field)
         return _samples(row, ((f"{field}[{i}]", response, {"sample_id": i}) for i, response in enumerate(listed)))
-    if kind != "pairwise_feedback" and not {"chosen", "rejected"} <= row.keys():
-        raise ValueError(f"found the fields {names(row)}; {NEEDS}")
-    return _sides(row)
+    one = next((field for field in ONE if row.get(field) is not None), None)
+    if one is not None and (shape is None or shape.joins or not shape.pairs):
+        return _samples(row, [(one, row[one], {})])
+    if shape is None:
+        forms.shape_of(row)
+    return _sides(row, shape)
+
+
+def _shape(row: dict[str, Any]) -> Shape | None:
+    """The row's form as a preference, None where it is none. A row that should be one is told what is missing."""
+    try:
+        return forms.shape_of(row)
+    except ValueError:
+        held = [field for field in (*LISTS, *ONE) if row.get(field) is not None]
+        if not held and row.get("type") != "pairwise_feedback" and not {"chosen", "rejected"} <= row.keys():
+            raise ValueError(f"found the fields {names(row)}; {NEEDS}") from None
+        return None
 
 
 def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]]) -> list[Sample]:
     """A sample for each of `responses`: (name of its field, the response, what its record has besides the row's)."""
     prompt_field = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
-    prompt = messages(row.get(prompt_field), prompt_field, "user")
+    if prompt_field == "prompt" and context.given(row, "input"):
+        raise ValueError(
+            f"field 'input': found {show(row['input'])} beside a prompt; put it into the prompt, or leave it out: "
+            "--columns input="
+        )
+    prompt = instruction(row, prompt_field)
     if not prompt:
         raise ValueError(f"field '{prompt_field}': found an empty list, need text or at least one message")
+    prompt, options = context.surrounded(row, prompt, ()), context.options(row)
     prompt_id = _prompt_id(row)
-    group = digest([prompt_id, prompt])
-    kept = {key: value for key, value in row.items() if key not in OUTDATED}
+    group = _group(prompt_id, prompt, options)
+    kept = {key: value for key, value in row.items() if key not in OUTDATED and key not in IN_THE_PROMPT}
+    if options is not None:
+        kept |= options
     made = []
     for field, given, more in responses:
         response = messages(given, field)
         if not response:
             raise ValueError(f"field '{field}': found an empty list, need text or at least one message")
         record = {**kept, **more}
-        made.append(Sample(prompt=prompt, response=response, prompt_id=prompt_id, group=group, record=record))
+        made.append(
+            Sample(
+                prompt=prompt,
+                response=response,
+                prompt_id=prompt_id,
+                group=group,
+                record=record,
+                options=options,
+            )
+        )
     return made
 
 
-def _sides(row: dict[str, Any]) -> list[Sample]:
+def _sides(row: dict[str, Any], shape: Shape) -> list[Sample]:
     """Both sides of every preference of a row; a side that occurs in several of them once."""
     distinct: dict[int, Sample] = {}
     kept = {key: row[key] for key in OF_A_PAIR if row.get(key) is not None}
     prompt_id, prompt, group = _prompt_id(row), None, 0
-    for pair in forms.preferences(row, forms.detect(row)):
+    for pair in _pairs(row, shape):
+        options = pair.get("options")
         if pair["prompt"] is not prompt:  # all pairs of a row have one
             prompt = pair["prompt"]
-            group = digest([prompt_id, prompt])
+            group = _group(prompt_id, prompt, options)
         for side in ("chosen", "rejected"):
+            if not pair[side]:  # a rated response stands alone
+                continue
             sample = Sample(
-                prompt=prompt, response=pair[side], prompt_id=prompt_id, group=group, record=kept, of_pair=True
+                prompt=prompt,
+                response=pair[side],
+                prompt_id=prompt_id,
+                group=group,
+                record=kept if options is None else kept | options,
+                options=options,
+                of_pair=True,
             )
             distinct.setdefault(sample.text, sample)
     return list(distinct.values())
+
+
+def _pairs(row: dict[str, Any], shape: Shape) -> list[dict[str, Any]]:
+    """The preferences of a row; of responses that all have one rank too, each beside the first."""
+    if shape.named:
+        made = [pair for _, pair in NAMED[shape.named].function([row], "test") if not isinstance(pair, str)]
+        if not made:
+            raise ValueError(f"found a row of {shape.name}, which makes no pair alone; label the set by its name")
+        return made
+    made = forms.preferences(row, shape.name)
+    if made or shape.responses is None:
+        return made
+    prompt, sides, _ = shape.responses(row)
+    prompt, options = context.surrounded(row, prompt, ()), context.options(row)
+    more = {} if options is None else {"options": options}
+    return [{"prompt": prompt, "chosen": sides[0], "rejected": side, **more} for side in sides]
+
+
+def _group(prompt_id: int | str | None, prompt: list[Message], options: dict[str, Any] | None) -> int:
+    return digest([prompt_id, conversation.key(prompt, options)])
 
 
 def _prompt_id(row: dict[str, Any]) -> int | str | None:

@@ -178,6 +178,7 @@ def snapshot(
         contract={
             "rmkit": rmkit.__version__,
             "chat_template": default_template(tokenizer),
+            "messages": "whole: the template gets every field of a message, tools and chat_template_kwargs",
             "add_special_tokens": False,
             "end_token": "the last token of the rendered text",
             "bos": "as the chat template renders it; none is added",

@@ -70,12 +70,13 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
         check_budget(pairs, config.batch)
         return pairs
 
-    train_set = source.load(config.data.train, "train", say, memory.train, bad_rows=config.data.bad_rows)
+    columns, bad_rows = config.data.columns, config.data.bad_rows
+    train_set = source.load(config.data.train, "train", say, memory.train, columns, bad_rows=bad_rows)
     train, test = tokenised(train_set), None
     if head is None:
         check_rated(fresh_head(config.model), train)
     if config.data.test or memory.test is not None:
-        test_set = source.load(config.data.test, "test", say, memory.test, bad_rows=config.data.bad_rows)
+        test_set = source.load(config.data.test, "test", say, memory.test, columns, bad_rows=bad_rows)
         test = tokenised(test_set)
         if both := source.overlap(train_set, test_set):
             say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")

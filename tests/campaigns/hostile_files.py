@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from campaigns import fence
-from campaigns.mutations import PAIRS, SAMPLES, as_json, name, rows_of, spoiled_bytes, spoiled_json
+from campaigns.mutations import PAIRS, SAMPLES, SHAPES, as_json, name, rows_of, spoiled_bytes, spoiled_json
 from rmkit import evaluate, label, train
 from rmkit.config import DataConfig, TrainConfig
 from rmkit.data import cache, source
@@ -30,6 +30,12 @@ from rmkit.training.inputs import Memory
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 MIB = 1 << 20
+COLUMNS = (
+    ("prompt=instruction",),
+    ("chosen=rejected", "rejected=chosen"),
+    ("prompt=",),
+    ("id=chosen", "margin=prompt"),
+)
 NAMED_ROWS: dict[str, dict[str, Any]] = {
     "hh": rows_of("hh")[0],
     "shp": {
@@ -59,7 +65,8 @@ def prepare(scratch: Path) -> Callable[[random.Random, int], str]:
         program = rng.choices(("train", "label", "evaluate"), (9, 9, 2))[0]
         if program != "label" and rng.random() < 0.04:
             return _named(rng, program, accelerator)
-        form = rng.choice(PAIRS if program != "label" or rng.random() < 0.3 else SAMPLES)
+        pairs = rng.choice((PAIRS, SHAPES))
+        form = rng.choice(pairs if program != "label" or rng.random() < 0.4 else SAMPLES)
         given = made(rng, n, form, folder)
         with _changing(rng, folder / given):
             return _through(program, rng, given, f"case{n}" if given != "-" else given, accelerator)
@@ -72,7 +79,9 @@ def _through(program: str, rng: random.Random, given: str, needle: str, accelera
         status, words = _label(rng, given)
         needle = "standardinput" if given == "-" else needle
     elif program == "train":
-        config = TrainConfig(data=DataConfig(train=(given,), overlong=rng.choice(("drop", "keep-end", "error"))))
+        columns = rng.choice(COLUMNS) if rng.random() < 0.1 else ()
+        data = DataConfig(train=(given,), overlong=rng.choice(("drop", "keep-end", "error")), columns=columns)
+        config = TrainConfig(data=data)
         with mock.patch.object(train, "build_model", side_effect=fence.Reached):
             work = fence.run(lambda console: _prepared(config.resolved(), accelerator, console))
             status, words = fence.told(work)

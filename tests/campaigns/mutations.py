@@ -5,6 +5,8 @@ import json
 import random
 from typing import Any
 
+from support.true_rows import true_rows
+
 
 def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
@@ -18,6 +20,9 @@ def rows_of(form: str) -> list[dict[str, Any]]:
 
 
 def _row(form: str, i: int, text: str) -> dict[str, Any]:
+    if form in SHAPES:
+        row = true_rows(text, f"not {text}", f"ask {i // 2}")[form][1]
+        return row | {"helpfulness": 4 - i % 2} if form == "HelpSteer2" else row
     user, good, bad = [turn("user", f"ask {i // 2}")], [turn("assistant", text)], [turn("assistant", f"not {text}")]
     if form == "texts":
         extra = {"margin": 0.5, "weight": 1, "target": 0.9, "subset": "s", "id": f"n{i}", "split": "train"}
@@ -47,6 +52,10 @@ def _row(form: str, i: int, text: str) -> dict[str, Any]:
 
 
 PAIRS = ("texts", "messages", "implicit", "hh", "halos", "ranked", "lists")
+SHAPES = tuple(true_rows())
+"""Those of other trainers and sets."""
+WHOLE = ("SHP", "PKU-SafeRLHF", "HelpSteer2")
+"""Of these, what is read by the file, not by the row."""
 SAMPLES = ("sample", "responses", "scalar")
 
 HOSTILE: tuple[Any, ...] = (
