@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmkit.config import OptimConfig
+from rmkit.config import ModelConfig, OptimConfig, TrainConfig
+from rmkit.model.pretrained import build_model, load_config
 from rmkit.storage.checkpoint import Progress
 from rmkit.train import main
 from rmkit.training.lowbit import LowBitAdamW
@@ -189,10 +190,15 @@ def test_final_gives_its_scores_in_transformers_as_it_is(world, tmp_path, kind):
     found, written = final_scores(final)
     assert found == pytest.approx(written, rel=1e-5, abs=1e-5)
     merged = kind.startswith("LoRA")
-    for name, tensor in load_file(final / "model.safetensors").items():
+    held = load_file(final / "model.safetensors")
+    for name, tensor in held.items():
         narrow = ("layers" in name or "embed" in name) and not merged
         assert tensor.dtype == (torch.bfloat16 if narrow else torch.float32), name
     if not merged:
+        model = build_model(TrainConfig(model=ModelConfig(name=str(final))), load_config(str(final)), 128, 0, print)
+        for name, tensor in model.classifier.state_dict().items():  # read as it is written
+            assert torch.equal(tensor, held[name]), name
+            assert tensor.dtype == held[name].dtype, name
         assert json.loads((final / "config.json").read_text())["dtype"] == "float32"
 
 

@@ -60,6 +60,14 @@ def test_under_bf16_arithmetic_the_scores_are_those_of_autocast_bit_for_bit():
     assert torch.equal(*found)
 
 
+def test_a_part_of_a_layer_compiles_whole():
+    model = kept(tiny_classifier("llama"), torch.bfloat16)
+    part = model.backbone.layers[0].mlp
+    compiled = torch.compile(part, fullgraph=True, backend="eager")
+    x = torch.randn(5, 32)
+    assert torch.equal(compiled(x), part(x))
+
+
 def test_what_is_kept_in_what():
     model = reward_model(tiny_classifier("qwen2"), "trie")
     lora.put(model.classifier, LoraConfig(rank=2), "a base", None, 0, lambda text: None)
