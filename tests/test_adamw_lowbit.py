@@ -82,8 +82,12 @@ def test_float32_is_torchs_adamw():
     found, mean, square = stepped(weight, gradients, torch.float32)
     state = optimizer.state[parameter]
     torch.testing.assert_close(found, parameter.detach(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(mean, state["exp_avg"], rtol=1e-5, atol=1e-12)
-    torch.testing.assert_close(square, state["exp_avg_sq"], rtol=1e-5, atol=1e-16)
+    # Round-off of what is added up, where it cancels.
+    for ours, torchs, added in (
+        (mean, state["exp_avg"], sum(g.abs() for g in gradients)),
+        (square, state["exp_avg_sq"], sum(g * g for g in gradients)),
+    ):
+        assert ((ours - torchs).abs() <= 4 * torch.finfo(torch.float32).eps * added).all()
 
 
 @WEIGHTS

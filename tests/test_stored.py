@@ -21,6 +21,7 @@ def kept(classifier, weights: torch.dtype, *, bf16: bool = False, recomputed: bo
     model.weights = weights
     if recomputed:
         model.classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        model.backbone.layers[-1].gradient_checkpointing = False  # as build_model has it
     return _placed(model, CPU)
 
 

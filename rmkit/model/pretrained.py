@@ -172,8 +172,8 @@ def load_classifier(
     """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing.
 
     Weights that are all bf16, or all float16, stay so: mapped from the files they cost each process nothing, where
-    float32 copies would cost every one twice the checkpoint. So do those of a run whose weights are kept in bf16, beside
-    which final norm and head are float32. All else is what it is beside float32 weights.
+    float32 copies would cost every one twice the checkpoint. So do those of a run whose weights are kept in bf16,
+    beside which final norm and head are float32. All else is what it is beside float32 weights.
     """
     try:
         with _quiet():
@@ -207,8 +207,8 @@ def load_classifier(
 
 
 def _stored(name: str) -> tuple[torch.dtype, dict[str, str]]:
-    """bf16 or float16 where all weights of a folder or hub id are, else float32. Beside bf16 ones the final norm and the
-    head may be float32: these by name, and their files."""
+    """bf16 or float16 where all weights of a folder or hub id are, else float32. Beside bf16 ones the final norm and
+    the head may be float32: these by name, and their files."""
     whole = cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False)
     files = [WEIGHTS] if whole else []
     if not whole and (index := cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)):
