@@ -88,18 +88,20 @@ def write_model(
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
     cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter. The reward's row of a
-    binary head is all that is saved of it, unless --save.binary-head says keep. Where --save.dtype rounds the weights,
-    those of `model` are rounded too: this is the end of a training.
+    binary head is all that is saved of it, unless --save.binary-head says keep. Each tensor is written as --save.dtype
+    says, under auto in what it is kept in (--model.weights; merged ones in float32) unless the arithmetic is bf16.
+    Where that rounds the weights, those of `model` are rounded too: this is the end of a training.
     """
     keep, asked = config.lora.keep, config.save.dtype
     head = plain_head(1) if model.head == plain_head(2) and config.save.binary_head == "fold" else model.head
-    bf16 = asked == "bf16" or (asked == "auto" and model.bf16)
+    rounded = asked == "bf16" or (asked == "auto" and model.bf16)
+    dtype = torch.bfloat16 if rounded else torch.float32 if asked == "fp32" else None
     # The adapter first, from weights that are not rounded yet.
     beside = snapshot(model, tokenizer, config, max_length, head=head) if keep == "both" else None
     if keep == "adapter":
         taken = snapshot(model, tokenizer, config, max_length, head=head)
     else:
-        taken = snapshot(model, tokenizer, config, max_length, head=head, merged=True, bf16=bf16)
+        taken = snapshot(model, tokenizer, config, max_length, head=head, merged=True, dtype=dtype)
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
@@ -131,7 +133,7 @@ def snapshot(
     *,
     merged: bool = False,
     head: Head | None = None,
-    bf16: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Snapshot:
     """Score the self-check and copy the weights to the CPU; under LoRA only the adapter's, or all of them `merged`.
     Every rank takes part.
@@ -139,16 +141,22 @@ def snapshot(
     The model is split into the same files as by Hugging Face, whatever the number of ranks, and one rank writes each
     file. Sharded tensors are gathered on the device one by one, and only the rank that writes a tensor keeps it.
     `head` is given of a FINAL: of one label in place of the model's own two it keeps the reward's row, and the
-    self-check gets what `rmkit.check` compares with. With `bf16` the model becomes what is saved, rounded, so that the
-    self-check has the scores of that.
+    self-check gets what `rmkit.check` compares with. `dtype` is what the weights are written in (None: as they are
+    kept); with bfloat16 the model becomes what is saved, rounded, so that the self-check has the scores of that.
     """
+    bf16 = dtype == torch.bfloat16
     final, head = head is not None, head or model.head
     check = self_check(model, tokenizer, variants=final)
     adapter = None if merged else lora.described(model.classifier)
     updates = lora.updates(model.classifier) if adapter is None else {}
     state = (lora.plain_state if adapter is None else lora.adapter_state)(model.classifier)
     row = model.head.row if len(head.labels) < len(model.head.labels) else None
-    shapes = {n: _saved(n, torch.empty(t.shape, dtype=t.dtype, device="meta"), row, bf16) for n, t in state.items()}
+    # A sum of weights and updates is float32, and so are the weights beside it.
+    beside = torch.float32 if updates else None
+    shapes = {
+        name: _saved(name, torch.empty(t.shape, dtype=t.dtype, device="meta"), row, dtype or beside)
+        for name, t in state.items()
+    }
     one_file = {"max_shard_size": 2**63, "filename_pattern": "adapter_model{suffix}.safetensors"}
     split = split_torch_state_dict_into_shards(
         shapes, **({"max_shard_size": FILE_SIZE} if adapter is None else one_file)
@@ -159,7 +167,7 @@ def snapshot(
     for name, tensor in state.items():
         full = _gathered(tensor.detach(), updates.get(name), bf16)
         if split.tensor_to_filename[name] in weights:
-            weights[split.tensor_to_filename[name]][name] = host.copied(_saved(name, full, row, bf16))
+            weights[split.tensor_to_filename[name]][name] = host.copied(_saved(name, full, row, dtype or beside))
     host.wait()
     if bf16:
         check = self_check(model, tokenizer, variants=final)
@@ -205,18 +213,20 @@ def _gathered(tensor: Tensor, update: lora.Update | None, bf16: bool) -> Tensor:
     return full
 
 
-def _saved(name: str, full: Tensor, row: int | None, bf16: bool) -> Tensor:
-    """A tensor of the model as it is saved: rounded with `bf16`; of the head's rows only `row`, unless it is None."""
+def _saved(name: str, full: Tensor, row: int | None, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of the model as it is saved: in `dtype`; of the head's rows only `row`; unless these are None."""
     if row is not None and name.endswith("score.weight"):
         full = full[row : row + 1]
-    return full.to(torch.bfloat16) if bf16 and full.is_floating_point() else full
+    return full.to(dtype) if dtype is not None and full.is_floating_point() else full
 
 
 def _described(model: RewardModel, head: Head, bf16: bool) -> PretrainedConfig:
     """The model's configuration, completed as `save_pretrained` of transformers does."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.classifier).__name__]
-    config.dtype = torch.bfloat16 if bf16 else model.classifier.dtype
+    # Weights that are kept in bf16 are written in it, the head beside them in float32: who reads them all in float32,
+    # as transformers does by this, gets the scores of the self-check.
+    config.dtype = torch.bfloat16 if bf16 else torch.promote_types(model.classifier.dtype, torch.float32)
     if len(head.labels) != config.num_labels:
         config.num_labels = len(head.labels)
     return config
