@@ -7,7 +7,6 @@ The graphs are lowered for a Hopper GPU and fused, as they would be there; no co
 import json
 from types import SimpleNamespace
 
-import support.dry_cuda.device as device  # isort: skip (before torch)
 import torch
 from torch._dynamo import device_interface
 from torch._functorch.aot_autograd import make_boxed_func
@@ -61,13 +60,12 @@ def counting(moved: dict[str, list[float]]):
             compile_fx._recursive_post_grad_passes(graph_module, bool(how.get("is_inference")))
         compile_fx.record_original_output_strides(graph_module)
         graph = GraphLowering(graph_module, shape_env=compile_fx.shape_env_from_inputs(inputs))
-        debug = compile_fx.DebugContext()
-        with V.set_fake_mode(fake_mode), V.set_graph_handler(graph), V.set_debug_handler(debug):
-            with V.set_real_inputs(inputs):
-                graph.run(*inputs)
-                graph.init_wrapper_code()
-                graph._update_scheduler()
-                _, by_node, _ = graph.count_bytes()
+        debug = V.set_debug_handler(compile_fx.DebugContext())
+        with V.set_fake_mode(fake_mode), V.set_graph_handler(graph), debug, V.set_real_inputs(inputs):
+            graph.run(*inputs)
+            graph.init_wrapper_code()
+            graph._update_scheduler()
+            _, by_node, _ = graph.count_bytes()
         fused = [n for node, n in by_node if not isinstance(node, scheduler.ExternKernelSchedulerNode)]
         moved["backward" if how.get("is_backward") else "forward"].append(sum(fused) / 1e9)
         return make_boxed_func(graph_module.forward)
@@ -76,7 +74,6 @@ def counting(moved: dict[str, list[float]]):
 
 
 def main() -> None:
-    device._patched  # noqa: B018 (the device is there)
     pretend()
     moved = {"forward": [], "backward": []}
     with FakeTensorMode(allow_non_fake_inputs=True), compiling():
