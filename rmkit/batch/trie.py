@@ -106,7 +106,7 @@ class PackedBatch:
 
 def _moved(value, device: torch.device, tokens: int):
     if isinstance(value, Tensor):
-        pinned = value.pin_memory() if device.type == "cuda" and value.is_cpu else value
+        pinned = value.pin_memory() if device.type == "cuda" and value.is_cpu and value.numel() else value
         return pinned.to(device, non_blocking=True)
     if isinstance(value, PairLabels):
         return value.each(lambda column: _moved(column, device, tokens))

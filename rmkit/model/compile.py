@@ -2,8 +2,10 @@
 
 The forward of each layer is compiled, without what hangs on the layer: FSDP2's hooks gather its weights around it, and
 recomputation is inside it (transformers 5.24) or around it (5.17). The last layer, which the hooks of the reward model
-run on end tokens, stays as it is. Parameters keep their names. Scoring is not compiled: a labelling of minutes would
-spend one of them on it.
+run on end tokens, stays as it is. Parameters keep their names. Scoring is not compiled: it starts at once.
+
+Attention segment by segment (a CPU, float32, capped logits) loops over a batch's segments and stays outside the graphs.
+Where it is recomputed too, nothing of the layer is compiled: a recomputed part is one graph or none.
 """
 
 import contextlib
@@ -44,7 +46,9 @@ def compile_layers(model: RewardModel, *, repeatable: bool = False, **how) -> No
     `repeatable`: no kernel is chosen by its time, so that runs repeat bit for bit. `how` goes to torch.compile.
     """
     if repeatable:
-        how["options"] = {"deterministic": True}
+        from torch._inductor import config
+
+        how["options"] = {"deterministic": True} if hasattr(config, "deterministic") else {}
     # One function for all layers, so that all find what one has compiled. Of its class: sharding changes that.
     compiled = torch.compile(_forward, dynamic=True, **how)
     for layer in model.backbone.layers[:-1]:
