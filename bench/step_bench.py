@@ -5,12 +5,14 @@ all of them. The first ten losses are printed beside TRL's: a path that does not
 
     python bench/step_bench.py                                   # pairs made up to the lengths of HH, no file needed
     python bench/step_bench.py --data hh_harmless/train.jsonl    # real pairs
+    python bench/step_bench.py --paths trl trie trie+compiled trie+unthreaded --warm-up 4 --out compile_cpu.json
 
 The model is a Llama from scratch (hidden 384, 6 layers) with an 8k byte-level BPE trained on the pairs; 16 pairs a
 step, float32, no shuffle, constant learning rate 1e-4, no weight decay. Writes bench/results/NAME.json.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -30,6 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 PATHS = ("trl", "padded", "packed", "trie")
+VARIANTS = ("trie+compiled", "trie+unthreaded")
+"""The trie with --model.compile on, and with each microbatch made when it is asked for, not by a thread before."""
 LR = 1e-4
 COMPARED = 10
 """Losses that are held against TRL's."""
@@ -143,11 +147,16 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
     return {"losses": losses, "grad_norms": norms, "seconds": seconds}
 
 
-def run_rmkit(folder: Path, layout: str, steps: int, pairs: int, max_length: int) -> dict:
+def run_rmkit(folder: Path, path: str, steps: int, pairs: int, max_length: int) -> dict:
     """`python -m rmkit.train` on the same folder, its metrics.jsonl read back; and the seconds that planning and
     packing took in it."""
     from rmkit import train
+    from rmkit.batch.build import Batches
     from rmkit.train import main
+
+    layout, _, variant = path.partition("+")
+    if variant == "unthreaded":
+        train.Ahead = lambda items, at_start: contextlib.nullcontext(items)
 
     spent = []
 
@@ -160,17 +169,17 @@ def run_rmkit(folder: Path, layout: str, steps: int, pairs: int, max_length: int
 
         return wrapper
 
-    train.microbatches, train.build = timed(train.microbatches), timed(train.build)
+    Batches.split, Batches.pack = timed(Batches.split), timed(Batches.pack)
 
-    flags = ["--exp-name", layout, "--cache-dir", str(folder / "rmkit"), "--overwrite", "--model.name", str(folder)]
+    flags = ["--exp-name", path, "--cache-dir", str(folder / "rmkit"), "--overwrite", "--model.name", str(folder)]
     flags += ["--data.train", str(folder / "pairs.jsonl"), "--data.max-length", str(max_length), "--data.no-shuffle"]
     flags += ["--batch.pairs", str(pairs), "--batch.layout", layout, "--batch.max-tokens", "65536"]
     flags += ["--optim.lr", str(LR), "--optim.schedule", "constant", "--optim.warmup-ratio", "0"]
     flags += ["--optim.weight-decay", "0", "--optim.max-steps", str(steps), "--save.every", "0"]
-    flags += ["--model.precision", "fp32"]
+    flags += ["--model.precision", "fp32", "--model.compile", "on" if variant == "compiled" else "off"]
     if code := main(flags):
         sys.exit(code)
-    lines = [json.loads(line) for line in (folder / "rmkit" / layout / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (folder / "rmkit" / path / "metrics.jsonl").open()]
     return {
         "losses": [m["loss/train"] for m in lines],
         "grad_norms": [m["grad_norm"] for m in lines],
@@ -206,10 +215,10 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2, help="first steps that are not timed")
     parser.add_argument("--rounds", type=int, default=3, help="how often each path is run")
     parser.add_argument("--max-length", type=int, default=1024, help="longer pairs are left out for all paths")
-    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
+    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS + VARIANTS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step_bench.json")
     parser.add_argument("--prepare", type=Path, help="write the model, its tokenizer and the pairs there, and stop")
-    parser.add_argument("--child", choices=PATHS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=PATHS + VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -50,6 +50,11 @@ class ModelConfig:
     reference: these everywhere, to compare."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers (torch.compile): the first steps take longer, the others less. auto: on a GPU."""
+    attention: Literal["auto", "fa2", "fa3"] = "auto"
+    """On a GPU in bf16: FlashAttention 2, which torch brings, or 3 (package flash_attn_interface, Hopper).
+    auto: 3 where it is installed. env.json says which was used."""
 
     def __post_init__(self) -> None:
         multi = self.head == "multi"
@@ -284,6 +289,8 @@ class TrainConfig:
     """Folder of all runs."""
     seed: int = 0
     """Draws the fresh head and the order of the data."""
+    deterministic: bool = False
+    """On a GPU: the same run again gives the same weights bit for bit, more slowly. On a CPU it always does."""
     resume: bool = False
     """Go on from the newest whole checkpoint of this run."""
     overwrite: bool = False

@@ -12,11 +12,12 @@ if __name__ == "__main__":  # flags are read before the imports below, which tak
     sys.exit(cli.main(["train", *sys.argv[1:]]))
 
 import contextlib
+import functools
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,18 +29,22 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmkit import terminal
+from rmkit.batch.ahead import Ahead
 from rmkit.batch.build import Batches
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import epoch_order
+from rmkit.batch.trie import PackedBatch
 from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import agreed, agreed_stop, first_then_others, rank, ranks
 from rmkit.distributed.sharding import accumulating, distribute
 from rmkit.errors import AgreedError
+from rmkit.model import compile as compiler
+from rmkit.model import flash
 from rmkit.model.loss import PairSums
 from rmkit.model.pretrained import build_model
 from rmkit.model.reward_model import RewardModel
-from rmkit.runtime import Stop, stop_asked
+from rmkit.runtime import SIGNALS, Stop, stop_asked
 from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
@@ -49,6 +54,7 @@ from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
 from rmkit.training.record import Result, Step, card_of, record, refused, report
+from rmkit.training.repeat import repeatable
 from rmkit.training.trackers import check_trackers, open_mirrors
 from rmkit.training.validation import all_ranks, means
 
@@ -69,6 +75,9 @@ class Run:
     max_length: int
     progress: Progress
     """Step 0, or the step of the checkpoint it resumes from"""
+    attention: flash.Flash | None = None
+    """What computes attention, where it is one of these"""
+    compiled: bool = False
 
     @property
     def steps_an_epoch(self) -> int:
@@ -79,6 +88,28 @@ class Run:
         steps = self.steps_an_epoch * self.config.optim.epochs
         return min(steps, self.config.optim.max_steps or steps)
 
+    def microbatches(self, step: int) -> "Iterator[Microbatch]":
+        """What this rank runs from `step` on to the last step, on its device."""
+        order, order_epoch, pairs = np.empty(0), -1, self.config.batch.pairs
+        for coming in range(step, self.steps):
+            epoch, position = divmod(coming, self.steps_an_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(self.train.items.group, epoch, self.config), epoch
+            indices = order[position * pairs : (position + 1) * pairs]
+            for batch, last in self.train.microbatches(indices):
+                yield Microbatch(batch=batch.to(self.accelerator.device), last=last, indices=indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microbatch:
+    """The pairs that a rank runs forward and backward at once."""
+
+    batch: PackedBatch
+    last: bool
+    """Whether it is the rank's last one of its step"""
+    indices: np.ndarray
+    """The global batch that it is a part of"""
+
 
 def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], memory: Memory) -> Run:
     """Read what the run needs, cheapest first, so that a wrong flag shows before the weights are read."""
@@ -87,7 +118,13 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     inputs = first_then_others(lambda: read(config, name, memory, say))
     tokenizer = inputs.tokenizer
     loading = replace(config, model=replace(config.model, name=name))
+    device = accelerator.device
+    kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device))
+    compiled = agreed(lambda: compiler.wanted(config.model.compile, device))
     model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
+    if compiled:
+        compiler.compile_layers(model, repeatable=config.deterministic)
+        say("the decoder layers are compiled: the first steps take longer than the others")
     wrapped = distribute(model, config.parallel, accelerator)
     if name != DEMO and (checked := verify(model, tokenizer, Path(name))):
         say(checked)
@@ -116,10 +153,13 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
         test=None if inputs.test is None else batches(inputs.test),
         max_length=inputs.max_length,
         progress=progress,
+        attention=kernel,
+        compiled=compiled,
     )
     if progress.step:
         say(f"resumed at step {progress.step} of {run.steps}")
-    device = accelerator.device
+    if config.deterministic and device.type == "cpu":
+        say("--deterministic changes nothing on a CPU: a training repeats bit for bit there")
     where = f"{ranks()} x {device.type}" if ranks() > 1 else str(device)
     parameters = sum(p.numel() for p in model.parameters())
     pairs = f"{len(inputs.train)} training pairs, {run.steps} steps of {config.batch.pairs}"
@@ -127,41 +167,53 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     return run
 
 
-def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
-    """Optimizer step number `step` on the global batch `indices`, split over ranks and microbatches. Raises AgreedError
-    where loss or gradient norm is not finite; the weights are then those of the step before."""
-    config, device = run.config, run.accelerator.device
-    sums, flat, computed = None, 0, 0
-    for batch, last in run.train.microbatches(indices):
-        batch = batch.to(device)
-        with accumulating(run.wrapped, last):
+def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) -> Step:
+    """Optimizer step number `step` on the microbatches `coming` up to its last one. Raises AgreedError where loss or
+    gradient norm is not finite; the weights are then those of the step before."""
+    config, sums, flat, computed = run.config, None, 0, 0
+    for part in coming:
+        with accumulating(run.wrapped, part.last):
             # A sum over the global batch; DDP and FSDP2 average over the ranks, which the divisor undoes.
-            loss, _, of_batch = run.wrapped(batch, config.loss, len(indices) / ranks())
+            loss, _, of_batch = run.wrapped(part.batch, config.loss, len(part.indices) / ranks())
             loss.backward()
         sums = of_batch if sums is None else sums + of_batch
-        flat, computed = flat + batch.flat_tokens, computed + batch.tokens
+        flat, computed = flat + part.batch.flat_tokens, computed + part.batch.tokens
+        if part.last:
+            break
     # Filled on the device, and read from it once: a copy from the host or a second read would wait for the backward.
-    tokens = [sums.values.new_full((1,), count) for count in (flat, computed)]
-    sums = PairSums((*sums.names, "flat", "computed"), torch.cat([sums.values, *tokens]))
+    # The signals go with it, so that all ranks stop at the same step without asking each other.
+    counts = {"flat": flat, "computed": computed, **{each.name: stop.received == each for each in SIGNALS}}
+    filled = [sums.values.new_full((1,), float(count)) for count in counts.values()]
+    sums = PairSums((*sums.names, *counts), torch.cat([sums.values, *filled]))
     sums, norm = all_ranks(sums, run.accelerator), clip(run.model, config.optim.max_grad_norm)
     summed = PairSums((*sums.names, "norm"), torch.cat([sums.values, norm.double()[None]])).as_dict()
-    metrics, grad_norm = means(summed, len(indices), "train"), summed["norm"]
+    metrics, grad_norm = means(summed, len(part.indices), "train"), summed["norm"]
     if not (math.isfinite(metrics["loss/train"]) and math.isfinite(grad_norm)):
-        raise AgreedError(refused(step, metrics["loss/train"], grad_norm, run.train.items, indices))
+        raise AgreedError(refused(step, metrics["loss/train"], grad_norm, run.train.items, part.indices))
     lr = learning_rate(config.optim, step, run.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    flat, computed = int(summed["flat"]), int(summed["computed"])
-    return Step(metrics=metrics, grad_norm=grad_norm, lr=lr, tokens_flat=flat, tokens_computed=computed)
+    return Step(
+        metrics=metrics,
+        grad_norm=grad_norm,
+        lr=lr,
+        tokens_flat=int(summed["flat"]),
+        tokens_computed=int(summed["computed"]),
+        pairs=len(part.indices),
+        stop=max((each for each in SIGNALS if summed[each.name]), default=None),
+    )
 
 
 def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop) -> Result:
     """Train to the end, or to the step at which a signal asks to stop."""
     config, progress, evaluated = run.config, run.progress, {}
-    began, order, order_epoch = progress.step, np.empty(0), -1
-    with Saver(config.folder, config) as saver:
+    began, stopped, device = progress.step, None, run.accelerator.device
+    # A new thread's device is the first GPU, whatever this rank's is. Its stream is the one that computes here: what it
+    # copies is there before what is asked for afterwards.
+    at_start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with Saver(config.folder, config) as saver, Ahead(run.microbatches(began), at_start) as coming:
         while True:
             step = progress.step
             # Once in a while. What was due at the step of a checkpoint was done before it was written.
@@ -179,21 +231,20 @@ def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Pro
                 break
             if saver.failed():  # seen by one rank first: it stops all of them, and save() says why
                 stop.received = signal.SIGTERM
-            if number := agreed_stop(stop, run.accelerator.device):
+            if step == began or ranks() == 1:  # later the sums of a step tell what other ranks have received
+                stopped = agreed_stop(stop, device)
+            if stopped:
                 progress = save(run, saver, progress, metrics)
                 saver.wait()
-                shown.say(f"stopped by {number.name} at step {step}: go on with --resume")
-                return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress, stopped=number)
+                shown.say(f"stopped by {stopped.name} at step {step}: go on with --resume")
+                return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress, stopped=stopped)
             # The step.
             step_began = time.perf_counter()
-            epoch, position = divmod(step, run.steps_an_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = epoch_order(run.train.items.group, epoch, config), epoch
-            indices = order[position * config.batch.pairs : (position + 1) * config.batch.pairs]
-            done = train_step(run, indices, step)
+            done = train_step(run, coming, step, stop)
+            stopped = done.stop
             # The record.
-            progress = replace(progress, step=step + 1, examples=progress.examples + len(indices))
-            values = record(done, progress, len(indices), time.perf_counter() - step_began)
+            progress = replace(progress, step=step + 1, examples=progress.examples + done.pairs)
+            values = record(done, progress, done.pairs, time.perf_counter() - step_began)
             metrics.write(values)
             bar.show(progress.step, terminal.stepped(values))
     return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress)
@@ -218,18 +269,18 @@ def run_training(
 ) -> Result:
     """Train as the resolved `config` says, to the end or until the `Stop` that `stops` opens around the loop is set.
 
-    Raises ValueError with a sentence for the user.
+    Raises ValueError with a sentence for the user. What torch is told for the process holds until it returns.
     """
     began = time.perf_counter()
-    asked = launch.overruled(config)
-    accelerator = launch.start()
-    shown = terminal.Terminal(console, rank() == 0)
-    say = shown.say
-    for sentence in asked:
-        say(sentence)
-    agreed(lambda: check_trackers(config.log.to if shown.main else ()))
-    with claimed(config, say):
-        return train(config, accelerator, shown, stops, memory or Memory(), began)
+    with repeatable(config.deterministic), compiler.compiling():
+        asked = launch.overruled(config)
+        accelerator = launch.start()
+        shown = terminal.Terminal(console, rank() == 0)
+        for sentence in asked:
+            shown.say(sentence)
+        agreed(lambda: check_trackers(config.log.to if shown.main else ()))
+        with claimed(config, shown.say):
+            return train(config, accelerator, shown, stops, memory or Memory(), began)
 
 
 def train(
@@ -245,12 +296,12 @@ def train(
     run = start(config, accelerator, say, memory)
     replace_earlier(config, say)
     folder = config.folder if shown.main else None
-    describe(folder, to_dict(config), accelerator.device, ranks())
+    describe(folder, to_dict(config), accelerator.device, ranks(), attention=run.attention, compiled=run.compiled)
     mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
     bar = shown.progress("step", run.steps, run.progress.step)
     with contextlib.closing(metrics):
-        with contextlib.closing(bar), stops() as stop:
+        with contextlib.closing(bar), flash.running(run.attention), stops() as stop:
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
             card = card_of(config, run.train.items, run.test and run.test.items, result)

@@ -58,7 +58,7 @@ def overruled(config: TrainConfig) -> list[str]:
     if _on("ACCELERATE_USE_PARALLELISM_CONFIG"):
         ignored.append(("a parallelism configuration", f"--parallel.replicate {config.parallel.replicate} holds"))
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        ignored.append(("torch.compile", "there is no flag for it"))
+        ignored.append(("torch.compile", f"--model.compile {config.model.compile} holds"))
     return [f"accelerate's configuration asks for {what}, which is not done: {why}" for what, why in ignored]
 
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rmkit.config import ParallelConfig
 from rmkit.distributed.collectives import ranks
 from rmkit.errors import AgreedError, UserError
+from rmkit.model.compile import uncompiled
 from rmkit.model.reward_model import RewardModel
 from rmkit.model.stored import placed
 
@@ -111,8 +112,13 @@ def accumulating(wrapped: nn.Module, last: bool) -> contextlib.AbstractContextMa
 def in_float32(model: RewardModel) -> Iterator[None]:
     """Within the block the model computes without bf16: its layers run on their float32 shards, gathered whole.
 
-    For forward passes without a gradient; every rank must take part.
+    For forward passes without a gradient, rare and short, so they are not compiled; every rank must take part.
     """
+    with uncompiled(model):
+        yield from _in_float32(model)
+
+
+def _in_float32(model: RewardModel) -> Iterator[None]:
     layers = [m for m in model.backbone.layers if model.bf16 and isinstance(m, FSDPModule)]
     for layer in layers:
         layer.forward = functools.partial(_forward_float32, layer, dict(layer.named_parameters()))

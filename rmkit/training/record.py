@@ -26,6 +26,10 @@ class Step:
     lr: float
     tokens_flat: int
     tokens_computed: int
+    pairs: int
+    """Of the global batch"""
+    stop: signal.Signals | None = None
+    """The signal that a rank had received when its work was queued"""
 
 
 @dataclass(frozen=True, kw_only=True)

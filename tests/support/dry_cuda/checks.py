@@ -22,7 +22,9 @@ from rmkit.config import LossConfig, OptimConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.distributed import sharding
 from rmkit.distributed.sharding import in_float32
+from rmkit.model.compile import compile_layers, compiling
 from rmkit.model.reward_model import RewardModel
+from rmkit.runtime import Stop
 from rmkit.scorer import _round_projections
 from rmkit.storage import export, training_state
 from rmkit.storage.checkpoint import Progress
@@ -193,24 +195,23 @@ def waits() -> dict:
         forwards = []
         model.register_forward_pre_hook(lambda *_: forwards.append(1))
         tally.waits.clear()
-        train.train_step(run, np.arange(24), 0)
+        train.train_step(run, run.microbatches(0), 0, Stop())
     return {"waits": dict(tally.waits), "microbatches": len(forwards), "reads": len(reads)}
 
 
 def compiled(backend: str) -> dict:
     """How often a backend has been asked to compile after each of five batches of other sizes, for all layers."""
     counter = CompileCounterWithBackend(backend)
-    torch._dynamo.config.recompile_limit = 64
     with FakeTensorMode(allow_non_fake_inputs=True):  # no tally: dynamo compiles under no other mode
         model = built("qwen3", TINY, recomputed=True)
         wrapped = placed(model)
-        for layer in model.backbone.layers[:-1]:
-            layer.compile(backend=counter, fullgraph=True, dynamic=True)
+        compile_layers(model, backend=counter, fullgraph=True)
         frames = []
-        for seed, tokens in enumerate((2048, 3000, 2500, 2000, 2600)):
-            packed = batch(tokens, seed=seed, prompt=100, response=100)
-            wrapped(packed, LossConfig(), 8.0).loss.backward()
-            frames.append(counter.frame_count)
+        with compiling():
+            for seed, tokens in enumerate((2048, 3000, 2500, 2000, 2600)):
+                packed = batch(tokens, seed=seed, prompt=100, response=100)
+                wrapped(packed, LossConfig(), 8.0).loss.backward()
+                frames.append(counter.frame_count)
     return {"frames": frames}
 
 
