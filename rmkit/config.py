@@ -36,7 +36,11 @@ class ModelConfig:
     """Of a multi head: NAME or NAME=WEIGHT, what rows rate ("ratings": {NAME: 3.5}, any may be missing).
     The reward is the weighted sum of their scores; by default every weight is 1 / K."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone; score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    weights: Literal["auto", "fp32", "bf16"] = "auto"
+    """What embedding and decoder layers are kept in, and their gradients. bf16: 4 bytes a parameter for the two, not 8;
+    a step is rounded at random, so small ones count; gradients of microbatches are added up in bf16.
+    auto: fp32; under --lora.rank and bf16 arithmetic, a bf16 checkpoint's frozen weights stay bf16."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: Triton kernels for gather, score and loss on a GPU, their PyTorch references on a CPU.
     reference: these everywhere, to compare."""
@@ -164,6 +168,9 @@ class OptimConfig:
     """Passes over the training preferences."""
     max_steps: int = 0
     """Stop after so many optimizer steps; 0: no such limit."""
+    states: Literal["fp32", "bf16", "8bit"] = "fp32"
+    """AdamW's two moments of each matrix: 8, 4 or 2 bytes a parameter. bf16 and 8bit are rounded at random, so that
+    nothing small is lost on average. Those of vectors and of the score head are fp32 always."""
 
     def __post_init__(self) -> None:
         if self.lr is not None:

@@ -86,7 +86,7 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     wrapped = distribute(model, config.parallel, accelerator)
     if name != DEMO and (checked := verify(model, tokenizer, Path(name))):
         say(checked)
-    optimizer = adamw(model, config.optim)
+    optimizer = adamw(model, config.optim, config.seed)
     if weights is not None:
         agreed(lambda: training_state.load(weights / "training", model, optimizer))
 

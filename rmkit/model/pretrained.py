@@ -101,9 +101,9 @@ def build_model(
     """Load or make the classifier that `config` asks for, with its attention set for the layout.
 
     The weights keep the dtype of the checkpoint, 16-bit ones mapped from its files (`load_classifier`):
-    `rmkit.distributed.sharding.placed` makes them float32 where they are to compute. A fresh head, float32, is drawn
-    from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the tokenizer gained a pad
-    token. Raises ValueError on a checkpoint that is none or not whole.
+    `rmkit.model.stored.placed` makes them what they are kept in where they are to compute. A fresh head, float32, is
+    drawn from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the tokenizer gained a
+    pad token. Raises ValueError on a checkpoint that is none or not whole.
     """
     name = config.model.name
     kept = None if name == DEMO else saved_head(architecture, name)
@@ -122,6 +122,7 @@ def build_model(
         classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
     else:
         classifier = load_classifier(base, architecture, chosen_attention, fresh_head=kept is None or brings_head)
+    stored = classifier.get_input_embeddings().weight.dtype
     classifier.score.float()
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
         classifier.get_input_embeddings().float()  # new rows are drawn
@@ -141,7 +142,17 @@ def build_model(
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
     # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
-    return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels).train()
+    return RewardModel(
+        classifier, head, bf16=bf16, weights=_kept_in(config, stored, bf16), kernels=config.model.kernels
+    ).train()
+
+
+def _kept_in(config: TrainConfig, stored: torch.dtype, bf16: bool) -> torch.dtype:
+    """What --model.weights means for a checkpoint of `stored` weights. Under LoRA frozen ones of bf16 stay so where
+    bf16 is the arithmetic: autocast would round float32 copies of them to what they are."""
+    frozen = config.lora.rank > 0 and stored == torch.bfloat16 and bf16
+    chosen = config.model.weights
+    return torch.bfloat16 if chosen == "bf16" or (chosen == "auto" and frozen) else torch.float32
 
 
 def implementation(layout: str, architecture: PretrainedConfig) -> str:

@@ -79,7 +79,8 @@ def write_model(
     """Save the model as a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang load as it is.
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
-    cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter.
+    cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter. Each tensor is
+    written in what it is kept in (--model.weights), merged ones in float32.
     """
     keep = config.lora.keep
     taken = snapshot(model, tokenizer, config, max_length, merged=keep != "adapter")
@@ -112,7 +113,9 @@ def snapshot(
     adapter = None if merged else lora.described(model.classifier)
     updates = lora.updates(model.classifier) if adapter is None else {}
     state = (lora.plain_state if adapter is None else lora.adapter_state)(model.classifier)
-    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in state.items()}
+    # A sum of weights and updates is float32, and so are the weights beside it.
+    kept = {name: torch.promote_types(t.dtype, torch.float32) if updates else t.dtype for name, t in state.items()}
+    shapes = {name: torch.empty(t.shape, dtype=kept[name], device="meta") for name, t in state.items()}
     one_file = {"max_shard_size": 2**63, "filename_pattern": "adapter_model{suffix}.safetensors"}
     split = split_torch_state_dict_into_shards(
         shapes, **({"max_shard_size": FILE_SIZE} if adapter is None else one_file)
@@ -125,7 +128,7 @@ def snapshot(
         if (update := updates.get(name)) is not None:
             full = update.added(full, gathered(update.down), gathered(update.up))
         if split.tensor_to_filename[name] in weights:
-            weights[split.tensor_to_filename[name]][name] = full.to("cpu", copy=True).contiguous()
+            weights[split.tensor_to_filename[name]][name] = full.to("cpu", kept[name], copy=True).contiguous()
     total = {
         "total_size": sum(t.nbytes for t in shapes.values()),
         "total_parameters": sum(t.numel() for t in shapes.values()),
@@ -155,7 +158,9 @@ def _described(model: RewardModel) -> PretrainedConfig:
     """The model's configuration, completed as `save_pretrained` of transformers does."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.classifier).__name__]
-    config.dtype = model.classifier.dtype
+    # Weights that are kept in bf16 are written in it, the head beside them in float32: who reads them all in float32,
+    # as transformers does by this, gets the scores of the self-check.
+    config.dtype = torch.promote_types(model.classifier.dtype, torch.float32)
     return config
 
 

@@ -18,14 +18,14 @@ BESIDES = ("config.json", "env.json", "tensorboard", "wandb")
 
 SAME = {
     "": ("seed",),
-    "model": ("name", "head", "objectives"),
+    "model": ("name", "head", "objectives", "weights"),
     "data": ("train", "max_length", "overlong", "shuffle"),
     "batch": ("pairs", "group"),
-    "optim": ("decay_all",),
+    "optim": ("decay_all", "states"),
     "lora": ("rank", "alpha", "targets"),
 }
 """Flags that must not change when a run is resumed: they decide the order of the data, the shape of the model or the
-order of the optimizer's state."""
+order and form of the optimizer's state."""
 
 
 def open_run(config: TrainConfig, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
