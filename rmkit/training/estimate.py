@@ -14,6 +14,7 @@ from functools import cached_property
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from rmkit.batch.trie import PackedBatch
 from rmkit.model import lora
 
 FLASH_ROWS = 128
@@ -106,6 +107,16 @@ class Way:
     offload: bool = False
     """Whether shards, gradients and states are in CPU memory"""
 
+    @property
+    def wide(self) -> int:
+        """Bytes of a weight"""
+        return 4 if self.weights == "fp32" else 2
+
+    @property
+    def product(self) -> int:
+        """Bytes of a number in a matrix product"""
+        return 2 if self.bf16 else 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -146,51 +157,43 @@ def trained(shape: Shape, way: Way) -> int:
     """Parameters that get gradients: all, or LoRA's and the head, which is one row."""
     if not way.rank:
         return shape.parameters
-    return shape.layers * sum(way.rank * (i + o) for i, o in _targets(shape, way)) + shape.hidden
+    return shape.layers * sum(way.rank * (i + o) for i, o in _targets(shape, way).values()) + shape.hidden
 
 
-def _targets(shape: Shape, way: Way) -> list[tuple[int, int]]:
-    """(in, out) of the linear layers of a decoder layer that LoRA updates."""
-    if not way.rank:
-        return []
-    chosen = (s for n, s in shape.linears.items() if not way.targets or n.rpartition(".")[2] in way.targets)
-    return list(chosen)
+def _targets(shape: Shape, way: Way) -> dict[str, tuple[int, int]]:
+    """(in, out) of the linear layers of a decoder layer that LoRA updates, by name."""
+    chosen = {n: size for n, size in shape.linears.items() if way.rank}
+    return {n: size for n, size in chosen.items() if not way.targets or n.rpartition(".")[2] in way.targets}
 
 
 def memory(shape: Shape, way: Way, load: Load) -> Memory:
     """Bytes on one device at the peak of a training: the largest of the moments of `_moments`."""
-    count, updated = shape.parameters, trained(shape, way)
-    wide = 4 if way.weights == "fp32" else 2
+    wide = way.wide
+    updated = trained(shape, way)
     # LoRA's updates and the head are float32 whatever the weights are.
-    frozen = count * wide if way.rank else 0
-    weights = (frozen + 4 * updated if way.rank else count * wide) / way.shards
+    weights = (shape.parameters * wide + (4 * updated if way.rank else 0)) / way.shards
     gradients = updated * (4 if way.rank else wide) / way.shards
     states = updated * STATES[way.states] / way.shards
     host = 0.0
     if way.offload:
         host, weights, gradients, states = weights + gradients + states, 0.0, 0.0, 0.0
-    moments = _moments(shape, way, load)
-    first = gradients if load.microbatches > 1 else 0.0  # those of earlier microbatches are there when it begins
-    held = {name: (first if at_top else gradients) + g + a for name, (at_top, g, a) in moments.items()}
-    moment = max(held, key=held.__getitem__)
-    at_top, gathered, activations = moments[moment]
-    if (with_all := weights + states + gradients) > weights + states + held[moment]:
-        return Memory(
-            weights=weights, gradients=gradients, states=states, gathered=0.0, activations=with_all * 0.0,
-            moment="optimizer step", host=host,
-        )  # fmt: skip
+    # Where a step has one microbatch, its gradients come while its activations go.
+    at_first = gradients if load.microbatches > 1 else 0.0
+    # Nothing large comes on top of the optimizer's step: it changes everything in place.
+    moments = [_Moment("the optimizer's step", 0.0, 0.0, first=False), *_moments(shape, way, load)]
+    most = max(moments, key=lambda m: m.fsdp + m.activations + (at_first if m.first else gradients))
     return Memory(
         weights=weights,
-        gradients=first if at_top else gradients,
+        gradients=at_first if most.first else gradients,
         states=states,
-        gathered=gathered,
-        activations=activations,
-        moment=moment,
+        gathered=most.fsdp,
+        activations=most.activations,
+        moment=most.name,
         host=host,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Kept:
     """Bytes that a decoder layer keeps for its backward pass."""
 
@@ -198,111 +201,120 @@ class _Kept:
     """By its first norm and attention, its own input included"""
     mlp: float
     copies: float
-    """bf16 copies that autocast made of its float32 matrices"""
+    """Of its matrices, in the dtype of the arithmetic, where they are kept in another"""
     copy_down: float
     """Of these, that of the MLP's last matrix"""
-    input: float
-    """Its input alone, which recomputation keeps"""
 
     @property
     def all(self) -> float:
         return self.attention + self.mlp + self.copies
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """What is held at a moment beside weights, gradients and states, in bytes."""
+
+    name: str
+    fsdp: float
+    activations: float
+    first: bool = True
+    """Whether it comes before the gradients of its own microbatch"""
+
+
 def _kept(shape: Shape, way: Way, load: Load) -> _Kept:
     T, H, Q, KV, I = load.tokens, shape.hidden, shape.queries, shape.keys, shape.mlp
-    c = 2 if way.bf16 else 4  # what matrices are multiplied in
-    r = 4 if way.weights == "fp32" else 2  # the residual stream, which starts as the embedding
-    casts = c < r  # autocast rounds its input for each linear layer anew
-    full = not way.rank
-    # x^2 and x * rstd keep x in float32, which under float32 weights is the residual itself; weight * that keeps it
-    # where the weight is trained (Llama rounds it to the residual's dtype first, Gemma does not).
-    norm = 4 * H + 4 + (r * H if full else 0)
-    attention, mlp = norm, norm * (shape.norms - 1)
-    if shape.norms == 4:
-        attention, mlp = 2 * norm, 2 * norm
-    before_attention, before_mlp = shape.readers
-    if full:  # a matrix that is trained keeps its input
-        attention += c * H * (before_attention if casts else 1)
-        mlp += c * H * (before_mlp if casts else 1)
-    for name, (i, _) in shape.linears.items():
-        if way.rank and (not way.targets or name.rpartition(".")[2] in way.targets):
-            # LoRA's A keeps the bf16 copy of its input that was made for it alone, and B what A gives.
-            kept = c * i + c * way.rank
-            attention, mlp = (attention + kept, mlp) if "attn" in name else (attention, mlp + kept)
+    c, full = way.product, not way.rank
+    # A norm keeps its input in float32 (that of the first two is the residual stream itself), one number a token, and,
+    # for the gradient of its weight, what that multiplies.
+    norm = 4 * H + 4 + (4 * H if full else 0)
+    attention, mlp = norm * shape.norms // 2, norm * shape.norms // 2
+    if full:
+        # A trained matrix keeps what it reads. Autocast rounds that for each of them anew; otherwise they share it.
+        before_attention, before_mlp = shape.readers if c < 4 else (1, 1)
+        attention += c * H * before_attention
+        mlp += c * H * before_mlp + c * I
+    for name, size in _targets(shape, way).items():
+        kept = c * size[0] + c * way.rank  # LoRA's A keeps a copy of its input, made for it alone, and B what A gives
+        attention, mlp = (attention + kept, mlp) if "attn" in name else (attention, mlp + kept)
     if shape.head_norms:
         attention += (4 + (c if full else 0)) * (Q + KV)
-    keys = load.gathered or T
-    attention += 2 * c * Q + 4 * shape.heads + 2 * c * KV * keys / T  # queries, output, log-sum-exp, keys and values
-    mlp += 3 * c * I + (c * I if full else 0)  # gate, its activation, up; and their product, which the last matrix reads
-    copied = c < 4 and way.weights == "fp32" and not way.sharded
-    down = shape.linears["mlp.down_proj"]
-    return _Kept(
-        attention=attention * T,
-        mlp=mlp * T,
-        copies=2.0 * shape.matrices if copied else 0.0,
-        copy_down=2.0 * down[0] * down[1] if copied else 0.0,
-        input=r * H * T,
-    )
+    # Queries, output, log-sum-exp; keys and values as attention gathers them
+    attention += 2 * c * Q + 4 * shape.heads + 2 * c * KV * (load.gathered or T) / T
+    mlp += 3 * c * I  # gate, its activation, up
+    copied = c if c != way.wide and not way.sharded else 0
+    return _Kept(attention * T, mlp * T, copied * shape.matrices, copied * H * I)
 
 
-def _moments(shape: Shape, way: Way, load: Load) -> dict[str, tuple[bool, float, float]]:
-    """By name: whether it comes before the gradients of this microbatch, bytes that fsdp holds, bytes of activations."""
+def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
+    """The moments that can be the peak, in the order in which they come."""
     T, H, Q, KV, I = load.tokens, shape.hidden, shape.queries, shape.keys, shape.mlp
-    c, r = (2 if way.bf16 else 4), (4 if way.weights == "fp32" else 2)
-    full, kept = not way.rank, _kept(shape, way, load)
-    others = (shape.layers - 2) * (kept.input if way.recompute else kept.all)  # all but the last two layers
-    # The layer before the last: the first whose backward pass runs on all tokens. Recomputed, its input is there twice:
-    # as what was kept, and, but for float32 residuals, as its norm's float32 copy.
-    layer = kept.all + (kept.input if way.recompute and r == 2 else 0)
-    below = others + layer
-    batch = 2 * r * (Q // shape.heads) * T  # cosines and sines of the positions
-    gradient = r * H * T  # of the residual stream
-    # The last layer: input and norm of all tokens, keys and values; all else is of E rows.
-    readers = shape.readers[0]
-    begun = (r + 4 * (r == 2) + (r if full else 0) + c * (readers if c < r and full else 1)) * H * T
+    c, wide, full, kept = way.product, way.wide, not way.rank, _kept(shape, way, load)
+    residual = 4 * H * T  # float32 whatever the weights are, and so is its gradient
+    positions = 2 * 4 * (Q // shape.heads) * T  # cosines and sines
+    # The layer before the last is the first whose backward pass runs on all tokens; those below it keep all, or their
+    # inputs. Recomputed, it keeps all again.
+    below = positions + (shape.layers - 2) * (residual if way.recompute else kept.all)
+    unfinished, whole = below + (residual if way.recompute else kept.all), below + kept.all
+    # The last layer keeps its input, norm, and what its projections read of all tokens; all else is of E rows.
+    begun = residual + (residual if full else 0) + c * H * T * (shape.readers[0] if full and c < 4 else 1)
+    begun_copies = kept.copies and c * H * (Q + 2 * KV)
     last = begun + kept.copies + 2 * c * KV * (load.end_keys or T)
-    begun += 2 * H * (Q + 2 * KV) if kept.copies else 0
-    unfinished = others + (kept.input if way.recompute else kept.all)
-    # Matrix gradients come in the dtype of the product, and are then widened to that of the weight.
-    new = shape.largest * (c + (4 if c < r and not way.sharded else 0)) if full else 0
-    down = I * H * c if full else 0
-    scratch = 4 * Q * (T + FLASH_ROWS * load.segments)
-    # Rotated in the residual's dtype: queries (4 bytes wide where they were normed), times cosine, with the halves
-    # exchanged, times sine; with the keys and values that wait, and the norm's output that the projections read.
-    wide = max(r, 4 if shape.head_norms and r == 4 else c)
-    rotated = (wide + 3 * r) * Q + (wide + c) * KV + (r + c) * H
-    if shape.head_norms:
-        rotated += (4 + c) * (Q + KV)
-    under_lora = 0
-    if any(shape.linears["mlp.down_proj"] == size for size in _targets(shape, way)):
-        # Its input, that in float32 as peft casts it, the norm's output; output of base, of B, and that times alpha / r
-        under_lora = c * I + 4 * I + r * H + (c * H if way.recompute else 3 * c * H)
-        under_lora += (r * H + 2 * c * H) if way.recompute else 0  # gradients that wait for the recomputed layer
-    gathered, reducing, root = 0.0, 0.0, 0.0
+    # Rotating queries: them (4 bytes wide once normed), times cosines, with halves exchanged, times sines, while keys,
+    # values and the projections' input wait.
+    normed = 4 if shape.head_norms else c
+    rotated = ((normed + 12) * Q + (normed + c) * KV + (4 + c) * H) * T
+    rotated += (4 + c) * (Q + KV) * T if shape.head_norms else 0
+    # A matrix's gradient comes in the dtype of the product, and is then made that of the weight.
+    new = shape.largest * (c + (wide if wide != c and not way.sharded else 0)) if full else 0
+    new_down = H * I * c if full else 0
+
+    def scratch(tokens: int, segments: int) -> int:
+        return 4 * Q * (tokens + FLASH_ROWS * segments)  # of flash attention's backward pass, for dQ
+
+    # fsdp: two layers gathered, one that runs and one on its way, embedding and head; gradients of the layer above,
+    # which leave in float32, while this one computes. A bf16 embedding is a group of its own, gathered for itself.
+    layers, root, leaving = 0.0, 0.0, 0.0
     if way.sharded:
-        # Layers come in the product's dtype, one that runs and one on its way; gradients leave in float32, those of the
-        # layer before while this one computes. Embedding and head stay gathered as they are.
-        gathered = c * 2 * shape.layer + r * shape.outside
-        reducing = 4 * shape.layer if full else 4 * trained(shape, way) / shape.layers
-        root = r * shape.outside
-    embedded = 4 * shape.embedding if full else 0
-    return {
-        "forward": (True, gathered, batch + unfinished + begun + rotated * T),
-        "last layer": (True, gathered, batch + unfinished + last + max(new, 4 * Q * load.ends * (FLASH_ROWS + 1))),
-        "MLP, last matrix": (True, gathered + reducing, batch + below + gradient + c * (H + I) * T + down),
-        "MLP, product": (
-            True,
-            gathered + reducing + (down if way.sharded else 0),
-            batch + below + gradient + 2 * c * I * T - kept.copy_down,
+        layers = c * 2 * shape.layer + (4 * shape.outside if wide == 4 else 0)
+        root = 4 * shape.outside
+        leaving = 4.0 * trained(replace(shape, layers=1, outside=0), way)
+    widened = 4 * shape.embedding if wide != 4 and not way.sharded else 0
+    embedded = shape.embedding * 4 if full else 0
+    moments = [
+        _Moment("the embedding", root, positions + widened + residual),
+        _Moment("forward, the last layer", layers, unfinished + begun + begun_copies + rotated),
+        _Moment("backward, the last layer", layers, unfinished + last + max(new, scratch(load.ends, load.ends))),
+        _Moment("backward, MLP", layers + leaving, whole + residual + c * (H + I) * T + new_down),
+        _Moment(
+            "backward, MLP",
+            layers + leaving + (new_down if way.sharded else 0),
+            whole + residual + 2 * c * I * T - kept.copy_down,
         ),
-        "MLP under LoRA": (True, gathered + (reducing if way.recompute else 0), batch + below + under_lora * T),
-        "attention": (
-            True,
-            gathered + reducing + (c * shape.layer if way.sharded else 0),
-            batch + below - kept.mlp + gradient + 2 * c * Q * T + 2 * c * KV * (load.gathered or T) + scratch,
+        _Moment(
+            "backward, attention",
+            layers + leaving + (c * shape.layer if way.sharded else 0),
+            whole - kept.mlp + residual + 2 * c * (Q * T + KV * (load.gathered or T)) + scratch(T, load.segments),
         ),
-        "reduction": (False, gathered + reducing * (1 + 1 / way.shards), batch + others + gradient),
-        "embedding": (False, root, batch + gradient + embedded),
-        "embedding's reduction": (False, root * (1 + 1 / way.shards), batch + embedded),
-    }
+        _Moment("fsdp reduces a layer", layers + leaving * (1 + 1 / way.shards), below + residual, first=False),
+        _Moment("backward, the embedding", root, positions + residual + embedded + (embedded and widened // 2), False),
+        _Moment("fsdp reduces the embedding", root and embedded * (1 + 1 / way.shards), positions + embedded, False),
+    ]
+    if "mlp.down_proj" in _targets(shape, way):
+        # Its input, that in float32 as peft casts it, the norm's output; what the base, B and B times alpha / rank
+        # give. Recomputed, B is not reached again, but the residual's gradient waits, and two in the product's dtype.
+        waiting = residual + 3 * c * H * T if way.recompute else 3 * c * H * T
+        under = whole + residual + (c * I + 4 * I) * T + waiting
+        moments.append(_Moment("LoRA, MLP", layers + (leaving if way.recompute else 0), under))
+    return moments
+
+
+def load_of(batch: PackedBatch) -> Load:
+    """The load of a packed batch."""
+    segments, ends = batch.segments, batch.ends
+    if segments is None or ends is None:  # padded: each sequence is a segment as long as the rectangle
+        rows, longest = batch.input_ids.shape
+        return Load(tokens=batch.tokens, gathered=0, segments=rows, ends=rows, end_keys=rows * longest)
+    gathered = sum(m for _, m in segments.lengths) if segments.kv_index is not None else 0
+    end_keys = sum(m for _, m in ends.segments.lengths)
+    count = len(segments.lengths)
+    return Load(tokens=batch.tokens, gathered=gathered, segments=count, ends=len(ends.rows), end_keys=end_keys)
