@@ -129,9 +129,8 @@ def compared(row: dict, found: dict) -> dict:
         "estimated": round(estimated.peak / GIB, 3),
         "difference": round(estimated.peak / GIB / found["peak"] - 1, 4),
         "moment": estimated.moment,
-        "parts": {name: round(value, 3) for name, value in parts.items()} | {
-            "activations": round(estimated.activations / GIB, 3)
-        },
+        "parts": {name: round(value, 3) for name, value in parts.items()}
+        | {"activations": round(estimated.activations / GIB, 3)},
         "load": found["load"],
     }
 

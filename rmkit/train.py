@@ -39,11 +39,11 @@ from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
 from rmkit.storage.run_folder import open_run
-from rmkit.training import validation
+from rmkit.training import plan, plan_table, validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
-from rmkit.training.record import Result, Step, record, refused, report
+from rmkit.training.record import Gauge, Result, Step, record, refused, report
 from rmkit.training.trackers import check_trackers, open_mirrors
 from rmkit.training.validation import all_ranks, means
 
@@ -64,6 +64,8 @@ class Run:
     max_length: int
     progress: Progress
     """Step 0, or the step of the checkpoint it resumes from"""
+    plan: plan.Plan
+    gauge: Gauge
 
     @property
     def steps_an_epoch(self) -> int:
@@ -81,6 +83,14 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     name = str(weights or config.model.name)  # --resume goes on from the checkpoint's weights
     inputs = first_then_others(lambda: read(config, name, memory, say))
     tokenizer = inputs.tokenizer
+    planned = plan.made(config, inputs.architecture, inputs.train, ranks(), plan.AT_START)
+    asked, planned = planned.way, planned.decided()
+    config = planned.config
+    say(planned.line())
+    if planned.way.recompute and not asked.recompute:
+        say(
+            "layers are recomputed in the backward pass, the step would not fit without (--model.gradient-checkpointing)"
+        )
     loading = replace(config, model=replace(config.model, name=name))
     model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
     wrapped = distribute(model, config.parallel, accelerator)
@@ -111,6 +121,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
         test=None if inputs.test is None else batches(inputs.test),
         max_length=inputs.max_length,
         progress=progress,
+        plan=planned,
+        gauge=Gauge.of(planned, accelerator.device),
     )
     if progress.step:
         say(f"resumed at step {progress.step} of {run.steps}")
@@ -126,7 +138,7 @@ def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
     """Optimizer step number `step` on the global batch `indices`, split over ranks and microbatches. Raises AgreedError
     where loss or gradient norm is not finite; the weights are then those of the step before."""
     config, device = run.config, run.accelerator.device
-    sums, flat, computed = None, 0, 0
+    sums, flat, computed, flops = None, 0, 0, 0.0
     for batch, last in run.train.microbatches(indices):
         batch = batch.to(device)
         with accumulating(run.wrapped, last):
@@ -135,9 +147,10 @@ def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
             loss.backward()
         sums = of_batch if sums is None else sums + of_batch
         flat, computed = flat + batch.flat_tokens, computed + batch.tokens
+        flops += run.gauge.flops(batch)
     # Filled on the device, and read from it once: a copy from the host or a second read would wait for the backward.
-    tokens = [sums.values.new_full((1,), count) for count in (flat, computed)]
-    sums = PairSums((*sums.names, "flat", "computed"), torch.cat([sums.values, *tokens]))
+    tokens = [sums.values.new_full((1,), count) for count in (flat, computed, flops)]
+    sums = PairSums((*sums.names, "flat", "computed", "flops"), torch.cat([sums.values, *tokens]))
     sums, norm = all_ranks(sums, run.accelerator), clip(run.model, config.optim.max_grad_norm)
     summed = PairSums((*sums.names, "norm"), torch.cat([sums.values, norm.double()[None]])).as_dict()
     metrics, grad_norm = means(summed, len(indices), "train"), summed["norm"]
@@ -149,7 +162,14 @@ def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     flat, computed = int(summed["flat"]), int(summed["computed"])
-    return Step(metrics=metrics, grad_norm=grad_norm, lr=lr, tokens_flat=flat, tokens_computed=computed)
+    return Step(
+        metrics=metrics,
+        grad_norm=grad_norm,
+        lr=lr,
+        tokens_flat=flat,
+        tokens_computed=computed,
+        flops=summed["flops"],
+    )
 
 
 def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop) -> Result:
@@ -188,7 +208,7 @@ def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Pro
             done = train_step(run, indices, step)
             # The record.
             progress = replace(progress, step=step + 1, examples=progress.examples + len(indices))
-            values = record(done, progress, len(indices), time.perf_counter() - step_began)
+            values = record(done, progress, len(indices), time.perf_counter() - step_began, run.gauge)
             metrics.write(values)
             bar.show(progress.step, terminal.stepped(values))
     return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress)
@@ -222,6 +242,10 @@ def run_training(
     say = shown.say
     for sentence in asked:
         say(sentence)
+    if config.plan.only:
+        inputs = read(config, config.model.name, memory or Memory(), say)
+        plan_table.show(plan.made(config, inputs.architecture, inputs.train, ranks()), shown)
+        return Result(final=config.folder / "FINAL", metrics={}, progress=Progress())
     agreed(lambda: check_trackers(config.log.to if shown.main else ()))
     run = start(config, accelerator, say, memory or Memory())
     folder = config.folder if shown.main else None
@@ -230,7 +254,7 @@ def run_training(
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
     bar = shown.progress("step", run.steps, run.progress.step)
     with contextlib.closing(metrics):
-        with contextlib.closing(bar), stops() as stop:
+        with contextlib.closing(bar), stops() as stop, plan.told_if_full(run.plan):
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
             write_model(run.model, run.tokenizer, config, run.max_length, result.final)

@@ -11,6 +11,7 @@ the width of all queries and of all keys, I the width of the MLP. Counts of byte
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -123,6 +124,8 @@ class Load:
     """The largest microbatch of a step, and how many of them a rank runs in it."""
 
     tokens: int
+    pairs: int
+    """(query, key) pairs of attention in a layer"""
     gathered: int
     """Keys that attention gathers: the sum of all segments' keys; 0 where the row itself is the keys"""
     segments: int
@@ -130,6 +133,10 @@ class Load:
     end_keys: int
     """Keys of the last layer's attention, whose queries are the end tokens alone"""
     microbatches: int = 2
+
+    @classmethod
+    def of_nothing(cls) -> "Load":
+        return cls(tokens=0, pairs=0, gathered=0, segments=0, ends=0, end_keys=0, microbatches=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,12 +316,49 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
 
 
 def load_of(batch: PackedBatch) -> Load:
-    """The load of a packed batch."""
-    segments, ends = batch.segments, batch.ends
-    if segments is None or ends is None:  # padded: each sequence is a segment as long as the rectangle
+    """The load of a packed batch, attention by the true lengths of its sequences."""
+    segments, ends, tokens = batch.segments, batch.ends, batch.tokens
+    if segments is None or ends is None:  # padded: each row of the rectangle is a segment, and all of it runs
         rows, longest = batch.input_ids.shape
-        return Load(tokens=batch.tokens, gathered=0, segments=rows, ends=rows, end_keys=rows * longest)
-    gathered = sum(m for _, m in segments.lengths) if segments.kv_index is not None else 0
-    end_keys = sum(m for _, m in ends.segments.lengths)
-    count = len(segments.lengths)
-    return Load(tokens=batch.tokens, gathered=gathered, segments=count, ends=len(ends.rows), end_keys=end_keys)
+        pairs = rows * (longest * (longest + 1) // 2)
+        return Load(tokens=tokens, pairs=pairs, gathered=0, segments=rows, ends=tokens, end_keys=pairs)
+    n, m = np.array(segments.lengths, np.int64).T
+    return Load(
+        tokens=tokens,
+        pairs=int((n * m - n * (n - 1) // 2).sum()),
+        gathered=int(m.sum()) if segments.kv_index is not None else 0,
+        segments=len(n),
+        ends=len(ends.segments.lengths),
+        end_keys=sum(keys for _, keys in ends.segments.lengths),
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of training, a multiplication and an addition being two."""
+
+    model: float
+    """Those that the mathematics asks for: what a share of the peak rate (MFU) is told of"""
+    again: float
+    """Those of recomputation, beside"""
+
+    @property
+    def done(self) -> float:
+        return self.model + self.again
+
+
+def work(shape: Shape, way: Way, tokens: float, pairs: float, ends: float, end_keys: float) -> Work:
+    """FLOPs of training on `tokens` of tries with `pairs` of (query, key) in each layer; the last layer has `ends`
+    queries with `end_keys` in all, and runs its output projection and MLP on them alone.
+
+    2 a parameter of a matrix and token, 4 a pair and component of a query (`pair_cost_of`); backward is twice as much,
+    but for the frozen matrices of LoRA, which get no gradient of their own. Windows are ignored, as in the planner.
+    """
+    into = shape.hidden * (shape.queries + 2 * shape.keys)  # what the last layer runs on all tokens
+    layers = shape.layers - 1
+    matrices = 2.0 * (layers * shape.matrices * tokens + into * tokens + (shape.matrices - into) * ends)
+    attention = 4.0 * shape.queries * (layers * pairs + end_keys)
+    updates = 2.0 * tokens * trained(shape, way) if way.rank else 0.0
+    model = (2 if way.rank else 3) * matrices + 3 * (attention + updates)
+    again = 2.0 * layers * shape.matrices * tokens + 4.0 * shape.queries * layers * pairs if way.recompute else 0.0
+    return Work(model, again)

@@ -42,7 +42,9 @@ def built(family: str, values: dict, *, layout="trie", recomputed=False) -> Rewa
         family, **{**values, "architectures": ["XForCausalLM"], "num_labels": 1, "pad_token_id": 0}
     )
     config = TrainConfig(
-        model=ModelConfig(name="/no/such/folder", gradient_checkpointing="on" if recomputed else "off", precision="bf16"),
+        model=ModelConfig(
+            name="/no/such/folder", gradient_checkpointing="on" if recomputed else "off", precision="bf16"
+        ),
         batch=BatchConfig(layout=layout),
     )
     return pretrained.build_model(config, architecture, values["vocab_size"], 0, lambda text: None)
