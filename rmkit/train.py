@@ -83,14 +83,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     name = str(weights or config.model.name)  # --resume goes on from the checkpoint's weights
     inputs = first_then_others(lambda: read(config, name, memory, say))
     tokenizer = inputs.tokenizer
-    planned = plan.made(config, inputs.architecture, inputs.train, ranks(), plan.AT_START)
-    asked, planned = planned.way, planned.decided()
+    planned = plan.at_start(config, inputs.architecture, inputs.train, ranks(), say)
     config = planned.config
-    say(planned.line())
-    if planned.way.recompute and not asked.recompute:
-        say(
-            "layers are recomputed in the backward pass, the step would not fit without (--model.gradient-checkpointing)"
-        )
     loading = replace(config, model=replace(config.model, name=name))
     model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
     wrapped = distribute(model, config.parallel, accelerator)

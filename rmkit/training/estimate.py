@@ -2,7 +2,7 @@
 
 What PyTorch keeps for the backward pass follows from the operators of a decoder layer, so it is written down here
 operator by operator, and the peak is the largest of the moments at which something large comes on top. The whole is
-held to the CUDA step that runs on fake tensors: bench/memory_table.py, bench/results/memory.json.
+held to the CUDA step that runs on fake tensors: tests/campaigns/memory.py, bench/results/memory.json.
 
 Letters: T tokens of a microbatch, K its keys as attention gathers them, L segments, E end tokens, H hidden, Q and KV
 the width of all queries and of all keys, I the width of the MLP. Counts of bytes are per token where they say so.

@@ -1,7 +1,7 @@
 """The plan of a training, known before its weights are read: what it takes, and what would make it fit."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -27,6 +27,7 @@ many GiB to CUDA itself: its context, and the workspaces of cuBLAS and NCCL."""
 AT_START = 8
 """Steps that a training plans before it says what it takes"""
 LORA_RANK = 16
+Say = Callable[[str], None]
 FULL = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What errors say of a full GPU, besides torch.OutOfMemoryError"""
 
@@ -165,8 +166,20 @@ def made(
         shape=shape,
         devices=devices,
         workload=workload(batches, config, at_most),
-        longest=int((pairs.chosen.lengths + pairs.rejected.lengths).max()),
+        longest=int(pairs.lengths.length[pairs.lengths.place].sum(1).max()),
     )
+
+
+def at_start(
+    config: TrainConfig, architecture: PretrainedConfig, pairs: TokenisedPairs, processes: int, say: Say
+) -> Plan:
+    """The plan of a training that starts, told in a line; what auto means is decided, and said where it costs time."""
+    asked = made(config, architecture, pairs, processes, AT_START)
+    plan = asked.decided()
+    say(plan.line())
+    if plan.way.recompute and not asked.way.recompute:
+        say("layers are recomputed in the backward pass, since the step would not fit without; it costs a third more")
+    return plan
 
 
 def _devices(config: TrainConfig, processes: int) -> Devices:

@@ -47,8 +47,9 @@ def workload(batches: Batches, config: TrainConfig, at_most: int = SAMPLED) -> W
     chosen = starts[:steps]
     if len(chosen) > at_most:
         chosen = chosen[np.linspace(0, len(chosen) - 1, at_most).astype(int)]
-    compared = pairs.labels["compared"].numpy() > 0  # a rated response stands alone: it has one side
-    both = pairs.chosen.lengths.astype(np.int64) + np.where(compared, pairs.rejected.lengths, 0)
+    compared = pairs.labels["compared"] > 0  # a rated response stands alone: it has one side
+    sides = pairs.lengths.length[pairs.lengths.place].astype(np.int64)
+    both = sides[:, 0] + np.where(compared, sides[:, 1], 0)
     sums, most, planned, microbatches = np.zeros(5), Load.of_nothing(), 0, 0
     for start in chosen.tolist():
         indices = order[start : start + config.batch.pairs]

@@ -1,30 +1,31 @@
-"""The estimate of memory beside the CUDA step on fake tensors, for 24 ways to train: bench/results/memory.json.
+"""The estimate of memory beside the CUDA step on fake tensors, for 24 ways to train: a campaign.
 
-    python bench/memory_table.py            # half an hour on two cores; needs g++ and a build of torch for CPUs
+    python tests/campaigns/memory.py            # a quarter of an hour on two cores; writes bench/results/memory.json
 
 Shapes of Qwen3-0.6B, Llama-3.2-1B and Llama-3-8B, written down here. The peak of the step is counted by
-tests/support/dry_cuda in a process for each way: whatever PyTorch would ask of CUDA's allocator, in its 512 bytes.
-The estimate (rmkit/training/estimate.py) knows the configuration and the lengths of the microbatch alone.
+tests/support/dry_cuda in a process for each way: what PyTorch would ask of CUDA's allocator, in its 512 bytes. The
+estimate (rmkit/training/estimate.py) knows the configuration and the lengths of the microbatch alone.
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+sys.path.append(str(Path(__file__).parents[1]))  # support/, the tests and this folder, as a package
+
 import torch
+from test_dry_cuda import library, run
 from transformers import AutoConfig
 
 from rmkit import runtime
-from rmkit.training.estimate import Load, Way, memory, shape_of
+from rmkit.training.estimate import Load, Memory, Way, memory, shape_of
 
-TESTS = Path(__file__).parents[1] / "tests"
 GIB = 2**30
 WITHIN = 0.05
 
@@ -60,7 +61,7 @@ LLAMA_3_8B = {
 MODELS = {"0.6B": ("qwen3", QWEN3_06B), "1B": ("llama", LLAMA_32_1B), "8B": ("llama", LLAMA_3_8B)}
 
 COLUMNS = ("model", "states", "weights", "recompute", "rank", "ranks", "tokens")
-CONFIGURATIONS = [
+WAYS = [
     ("0.6B", "fp32", "fp32", False, 0, 1, 8192),
     ("0.6B", "fp32", "fp32", True, 0, 1, 16384),
     ("0.6B", "bf16", "fp32", False, 0, 1, 32768),
@@ -88,67 +89,46 @@ CONFIGURATIONS = [
 ]
 
 
-def built(folder: Path) -> Path:
-    """The library that stands in for CUDA, built against the torch that runs."""
-    torch_folder = Path(torch.__file__).parent
-    include, lib, out = torch_folder / "include", torch_folder / "lib", folder / "fake_cuda.so"
-    source = TESTS / "support" / "dry_cuda" / "fake_cuda.cpp"
-    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", str(source), "-o", str(out), f"-I{include}"]
-    command += [f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}", f"-L{lib}", f"-Wl,-rpath,{lib}"]
-    subprocess.run([*command, "-ltorch_cpu", "-lc10"], check=True)
-    return out
-
-
-def asked(row: dict) -> dict:
-    family, values = MODELS[row["model"]]
-    return {**row, "family": family, "values": values}
-
-
-def dry(row: dict, library: Path) -> dict:
+def counted(row: dict, pretended: Future) -> dict:
     """The peak on the device that computes nothing, in a process of its own."""
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "FAKE_CUDA": str(library), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "support.dry_cuda.memory", json.dumps(asked(row))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-4000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    family, values = MODELS[row["model"]]
+    return run(pretended, "memory", json.dumps({**row, "family": family, "values": values}))
 
 
-def compared(row: dict, found: dict) -> dict:
-    """The row with both peaks, in GiB."""
+def estimated(row: dict, load: dict) -> Memory:
     family, values = MODELS[row["model"]]
     shape = shape_of(AutoConfig.for_model(family, **values, num_labels=1, pad_token_id=0))
     chosen = {key: row[key] for key in ("states", "weights", "recompute", "rank")}
-    way = Way(**chosen, shards=row["ranks"], sharded=row["ranks"] > 1)
-    estimated = memory(shape, way, Load(**found["load"]))
-    parts = {name: getattr(estimated, name) / GIB for name in ("weights", "gradients", "states", "gathered")}
+    return memory(shape, Way(**chosen, shards=row["ranks"], sharded=row["ranks"] > 1), Load(**load))
+
+
+def compared(row: dict, found: dict) -> dict:
+    """The row with both peaks, in GiB, and the parts of the estimate."""
+    m = estimated(row, found["load"])
+    parts = {name: getattr(m, name) for name in ("weights", "gradients", "states", "gathered", "activations")}
     return {
         **row,
         "counted": round(found["peak"], 3),
-        "estimated": round(estimated.peak / GIB, 3),
-        "difference": round(estimated.peak / GIB / found["peak"] - 1, 4),
-        "moment": estimated.moment,
-        "parts": {name: round(value, 3) for name, value in parts.items()}
-        | {"activations": round(estimated.activations / GIB, 3)},
+        "estimated": round(m.peak / GIB, 3),
+        "difference": round(m.peak / GIB / found["peak"] - 1, 4),
+        "moment": m.moment,
+        "parts": {name: round(size / GIB, 3) for name, size in parts.items()},
         "load": found["load"],
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of configurations, from 0")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "bench" / "results" / "memory.json")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of ways, from 0; nothing is written")
     arguments = parser.parse_args()
-    if shutil.which("g++") is None or torch.version.cuda is not None:
-        sys.exit("memory_table.py: it needs g++ and a build of torch for CPUs")
-    rows = [dict(zip(COLUMNS, values, strict=True)) for values in CONFIGURATIONS]
+    rows = [dict(zip(COLUMNS, values, strict=True)) for values in WAYS]
     rows = [rows[i] for i in arguments.only] if arguments.only else rows
     began, found = time.time(), []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        library = built(Path(folder))
-        for row, counted in zip(rows, pool.map(lambda row: dry(row, library), rows), strict=True):
-            found.append(compared(row, counted))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(2) as pool:
+        pretended = compiler.submit(library, Path(folder))
+        for row, peak in zip(rows, pool.map(lambda row: counted(row, pretended), rows), strict=True):
+            found.append(compared(row, peak))
             shown = " ".join(str(row[name]) for name in COLUMNS)
             last = found[-1]
             peaks = f"counted {last['counted']:.2f}, estimated {last['estimated']:.2f} GiB"
@@ -157,13 +137,14 @@ def main() -> int:
     worst = max(abs(row["difference"]) for row in found)
     print(f"{within} of {len(found)} within {WITHIN:.0%}, the worst {worst:.2%}; {time.time() - began:.0f} s")
     result = {
-        "bench": "memory_table",
-        "command": " ".join(["python", "bench/memory_table.py", *sys.argv[1:]]),
+        "command": "python tests/campaigns/memory.py",
+        "commit": runtime.commit(),
         "within": within,
         "of": len(found),
         "worst": worst,
         "rows": found,
-        "environment": runtime.environment(torch.device("cpu"), 1),
+        "seconds": round(time.time() - began),
+        "torch": torch.__version__,
     }
     if not arguments.only:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
