@@ -44,6 +44,7 @@ def planned(shape, gib: float | None, kind: str = "cuda", **model) -> Plan:
     return Plan(
         config=TrainConfig(model=ModelConfig(name="a/b", **model)),
         way=Way(recompute=model.get("gradient_checkpointing") == "on"),
+        stored_bf16=True,
         shape=shape,
         devices=devices,
         workload=replace(w, load=load),

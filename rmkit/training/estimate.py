@@ -265,7 +265,8 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     # The last layer keeps its input, norm, and what its projections read of all tokens; all else is of E rows.
     begun = residual + (residual if full else 0) + c * H * T * (shape.readers[0] if full and c < 4 else 1)
     begun_copies = kept.copies and c * H * (Q + 2 * KV)
-    last = begun + kept.copies + 2 * c * KV * (load.end_keys or T)
+    rows = load.ends if load.ends < T else 0  # padded runs it whole, and has no segments
+    last = begun + kept.copies + 2 * c * KV * (load.end_keys if rows else T)
     # Rotating queries: them (4 bytes wide once normed), times cosines, with halves exchanged, times sines, while keys,
     # values and the projections' input wait.
     normed = 4 if shape.head_norms else c
@@ -290,7 +291,7 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     moments = [
         _Moment("the embedding", root, positions + widened + residual),
         _Moment("forward, the last layer", layers, unfinished + begun + begun_copies + rotated),
-        _Moment("backward, the last layer", layers, unfinished + last + max(new, scratch(load.ends, load.ends))),
+        _Moment("backward, the last layer", layers, unfinished + last + max(new, scratch(rows, rows))),
         _Moment("backward, MLP", layers + leaving, whole + residual + c * (H + I) * T + new_down),
         _Moment(
             "backward, MLP",

@@ -66,6 +66,8 @@ class Plan:
 
     config: TrainConfig
     way: Way
+    stored_bf16: bool
+    """Whether the checkpoint is bf16 and computes in it: its frozen weights stay so under LoRA"""
     shape: Shape
     devices: Devices
     workload: Workload
@@ -128,7 +130,8 @@ class Plan:
             offload.append((("--parallel.cpu-offload",), {"offload": True, "sharded": True}))
         gpus += [((f"with {n * k} GPUs",), {"shards": way.shards * k, "sharded": True}) for k in (2, 4, 8)]
         if not way.rank and self.config.model.name != DEMO:
-            lora.append((("--lora.rank", str(LORA_RANK)), {"rank": LORA_RANK}))
+            frozen = {"weights": "bf16"} if self.stored_bf16 and self.config.model.weights == "auto" else {}
+            lora.append((("--lora.rank", str(LORA_RANK)), {"rank": LORA_RANK, **frozen}))
         if way.weights == "fp32":
             weights.append((("--model.weights", "bf16"), {"weights": "bf16"}))
         if way.states != "8bit":
@@ -152,6 +155,7 @@ def made(
     """The plan of training on these pairs with the devices of this run, or with those that --plan.* describe; at most
     so many steps are planned."""
     shape, devices = shape_of(architecture), _devices(config, processes)
+    stored_bf16 = architecture.dtype == torch.bfloat16 and _in_bf16(config, devices)
     head = shape.queries // shape.heads
     batches = Batches(
         items=pairs,
@@ -162,7 +166,8 @@ def made(
     )
     return Plan(
         config=config,
-        way=_way(config, architecture, devices),
+        way=_way(config, devices, stored_bf16),
+        stored_bf16=stored_bf16,
         shape=shape,
         devices=devices,
         workload=workload(batches, config, at_most),
@@ -197,17 +202,20 @@ def _devices(config: TrainConfig, processes: int) -> Devices:
     )
 
 
-def _way(config: TrainConfig, architecture: PretrainedConfig, devices: Devices) -> Way:
+def _in_bf16(config: TrainConfig, devices: Devices) -> bool:
+    return config.model.precision == "bf16" or (config.model.precision == "auto" and devices.kind == "cuda")
+
+
+def _way(config: TrainConfig, devices: Devices, stored_bf16: bool) -> Way:
     """How the flags hold the model; auto recomputes nothing here (`Plan.decided`)."""
     model, parallel, n = config.model, config.parallel, devices.count
-    bf16 = model.precision == "bf16" or (model.precision == "auto" and devices.kind == "cuda")
-    frozen = config.lora.rank > 0 and architecture.dtype == torch.bfloat16 and bf16
+    frozen = config.lora.rank > 0 and stored_bf16
     several = n > 1 or parallel.replicate > 1 or parallel.cpu_offload
     sharded = several and strategy_on(devices.kind, parallel) == "fsdp"
     return Way(
         states=config.optim.states,
         weights="bf16" if model.weights == "bf16" or (model.weights == "auto" and frozen) else "fp32",
-        bf16=bf16,
+        bf16=_in_bf16(config, devices),
         recompute=model.gradient_checkpointing == "on",
         rank=config.lora.rank,
         targets=config.lora.targets,

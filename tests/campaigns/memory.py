@@ -10,6 +10,7 @@ estimate (rmkit/training/estimate.py) knows the configuration and the lengths of
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 sys.path.append(str(Path(__file__).parents[1]))  # support/, the tests and this folder, as a package
 
 import torch
-from test_dry_cuda import library, run
+from test_dry_cuda import library
 from transformers import AutoConfig
 
 from rmkit import runtime
@@ -92,7 +93,14 @@ WAYS = [
 def counted(row: dict, pretended: Future) -> dict:
     """The peak on the device that computes nothing, in a process of its own."""
     family, values = MODELS[row["model"]]
-    return run(pretended, "memory", json.dumps({**row, "family": family, "values": values}))
+    given = json.dumps({**row, "family": family, "values": values})
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "FAKE_CUDA": str(pretended.result())}
+    command = [sys.executable, "-W", "ignore", "-m", "support.dry_cuda.memory", given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def estimated(row: dict, load: dict) -> Memory:
