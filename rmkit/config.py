@@ -48,8 +48,9 @@ class ModelConfig:
     kernels: Literal["auto", "reference"] = "auto"
     """auto: Triton kernels for gather, score and loss on a GPU, their PyTorch references on a CPU.
     reference: these everywhere, to compare."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute each layer in the backward pass: less memory, about a third more time.
+    auto: where the step would not fit into the GPU's memory without; never on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers (torch.compile): the first steps take longer, the others less. auto: on a GPU."""
     attention: Literal["auto", "fa2", "fa3"] = "auto"
@@ -57,6 +58,8 @@ class ModelConfig:
     auto: 3 where it is installed. env.json says which was used."""
 
     def __post_init__(self) -> None:
+        recompute_ok = self.gradient_checkpointing in ("auto", "on", "off")  # from Python a switch may be given
+        _check(recompute_ok, "--model.gradient-checkpointing", self.gradient_checkpointing, "set auto, on or off")
         multi = self.head == "multi"
         _check(multi or not self.objectives, "--model.objectives", " ".join(self.objectives), "set --model.head multi")
         _check(not multi or bool(self.objectives), "--model.head", "multi", "name what rows rate, --model.objectives")
@@ -282,6 +285,35 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    only: bool = False
+    """Print what the training would take (pairs, tokens, steps, memory, FLOPs, time) and what would make it fit, and
+    stop before weights are read: the model's configuration and tokenizer are enough."""
+    gpus: int | None = None
+    """Plan for so many GPUs; by default the devices of this run."""
+    memory: float | None = None
+    """GiB of each GPU that is planned for, such as 80; by default that of the GPU here."""
+    mfu: float = 0.4
+    """Share of the GPU's peak rate at which the planned time is told; it is assumed, not measured."""
+    rate: float | None = None
+    """Peak rate of the planned GPU in TFLOP/s (dense bf16); by default that of the GPU here, else of an H100 SXM."""
+
+    def __post_init__(self) -> None:
+        for flag, value, default in (
+            ("--plan.gpus", self.gpus, None),
+            ("--plan.memory", self.memory, None),
+            ("--plan.mfu", self.mfu, 0.4),
+            ("--plan.rate", self.rate, None),
+        ):
+            _check(self.only or value == default, flag, value, "it is for a plan; set --plan.only too")
+        _check(self.gpus is None or self.gpus >= 1, "--plan.gpus", self.gpus, "set at least 1")
+        for flag, value in (("--plan.memory", self.memory), ("--plan.rate", self.rate)):
+            ok = value is None or (value > 0.0 and math.isfinite(value))
+            _check(ok, flag, value, "set a positive number")
+        _check(0.0 < self.mfu <= 1.0, "--plan.mfu", self.mfu, "set a share in (0, 1], such as 0.4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     exp_name: str | None = None
     """The run's folder is CACHE_DIR/EXP_NAME; by default demo, or the model's name with -bt behind it."""
@@ -306,6 +338,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "set a whole number from 0 to 2^63 - 1")
@@ -375,6 +408,8 @@ def _built(kind: type, values: Any, prefix: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"config.json: unknown key {prefix + key!r}; it was written by another version")
+        if prefix + key == "model.gradient_checkpointing" and isinstance(value, bool):
+            value = "on" if value else "off"  # it was a switch once
         _check_choices(known[key], value, prefix + key)
         if dataclasses.is_dataclass(known[key]):
             value = _built(known[key], value, f"{prefix}{key}.")

@@ -49,11 +49,11 @@ from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
 from rmkit.storage.run_folder import claimed, open_run, replace_earlier
-from rmkit.training import validation
+from rmkit.training import plan, plan_table, validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
-from rmkit.training.record import Result, Step, card_of, record, refused, report
+from rmkit.training.record import Meter, Result, Step, card_of, record, refused, report
 from rmkit.training.repeat import repeatable
 from rmkit.training.trackers import check_trackers, open_mirrors
 from rmkit.training.validation import all_ranks, means
@@ -75,6 +75,8 @@ class Run:
     max_length: int
     progress: Progress
     """Step 0, or the step of the checkpoint it resumes from"""
+    plan: plan.Plan
+    meter: Meter
     attention: flash.Flash | None = None
     """What computes attention, where it is one of these"""
     compiled: bool = False
@@ -97,7 +99,8 @@ class Run:
                 order, order_epoch = epoch_order(self.train.items.group, epoch, self.config), epoch
             indices = order[position * pairs : (position + 1) * pairs]
             for batch, last in self.train.microbatches(indices):
-                yield Microbatch(batch=batch.to(self.accelerator.device), last=last, indices=indices)
+                flops = self.meter.flops(batch)
+                yield Microbatch(batch=batch.to(self.accelerator.device), last=last, indices=indices, flops=flops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ class Microbatch:
     """Whether it is the rank's last one of its step"""
     indices: np.ndarray
     """The global batch that it is a part of"""
+    flops: float
+    """Of the model's mathematics; 0 where no peak rate is known"""
 
 
 def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], memory: Memory) -> Run:
@@ -117,6 +122,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     name = str(weights or config.model.name)  # --resume goes on from the checkpoint's weights
     inputs = first_then_others(lambda: read(config, name, memory, say))
     tokenizer = inputs.tokenizer
+    planned = plan.at_start(config, inputs.architecture, inputs.train, ranks(), say)
+    config = planned.config
     loading = replace(config, model=replace(config.model, name=name))
     device = accelerator.device
     kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device))
@@ -153,6 +160,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
         test=None if inputs.test is None else batches(inputs.test),
         max_length=inputs.max_length,
         progress=progress,
+        plan=planned,
+        meter=Meter.of(planned, device),
         attention=kernel,
         compiled=compiled,
     )
@@ -170,7 +179,7 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
 def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) -> Step:
     """Optimizer step number `step` on the microbatches `coming` up to its last one. Raises AgreedError where loss or
     gradient norm is not finite; the weights are then those of the step before."""
-    config, sums, flat, computed = run.config, None, 0, 0
+    config, sums, flat, computed, flops = run.config, None, 0, 0, 0.0
     for part in coming:
         with accumulating(run.wrapped, part.last):
             # A sum over the global batch; DDP and FSDP2 average over the ranks, which the divisor undoes.
@@ -178,11 +187,13 @@ def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) ->
             loss.backward()
         sums = of_batch if sums is None else sums + of_batch
         flat, computed = flat + part.batch.flat_tokens, computed + part.batch.tokens
+        flops += part.flops
         if part.last:
             break
     # Filled on the device, and read from it once: a copy from the host or a second read would wait for the backward.
     # The signals go with it, so that all ranks stop at the same step without asking each other.
-    counts = {"flat": flat, "computed": computed, **{each.name: stop.received == each for each in SIGNALS}}
+    counts = {"flat": flat, "computed": computed, "flops": flops}
+    counts |= {each.name: stop.received == each for each in SIGNALS}
     filled = [sums.values.new_full((1,), float(count)) for count in counts.values()]
     sums = PairSums((*sums.names, *counts), torch.cat([sums.values, *filled]))
     sums, norm = all_ranks(sums, run.accelerator), clip(run.model, config.optim.max_grad_norm)
@@ -201,6 +212,7 @@ def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) ->
         lr=lr,
         tokens_flat=int(summed["flat"]),
         tokens_computed=int(summed["computed"]),
+        flops=summed["flops"],
         pairs=len(part.indices),
         stop=max((each for each in SIGNALS if summed[each.name]), default=None),
     )
@@ -244,7 +256,7 @@ def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Pro
             stopped = done.stop
             # The record.
             progress = replace(progress, step=step + 1, examples=progress.examples + done.pairs)
-            values = record(done, progress, done.pairs, time.perf_counter() - step_began)
+            values = record(done, progress, time.perf_counter() - step_began, run.meter)
             metrics.write(values)
             bar.show(progress.step, terminal.stepped(values))
     return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress)
@@ -278,6 +290,10 @@ def run_training(
         shown = terminal.Terminal(console, rank() == 0)
         for sentence in asked:
             shown.say(sentence)
+        if config.plan.only:
+            inputs = first_then_others(lambda: read(config, config.model.name, memory or Memory(), shown.say))
+            plan_table.show(plan.made(config, inputs.architecture, inputs.train, ranks()), shown)
+            return Result(final=config.folder / "FINAL", metrics={}, progress=Progress())
         agreed(lambda: check_trackers(config.log.to if shown.main else ()))
         with claimed(config, shown.say):
             return train(config, accelerator, shown, stops, memory or Memory(), began)
@@ -301,7 +317,7 @@ def train(
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
     bar = shown.progress("step", run.steps, run.progress.step)
     with contextlib.closing(metrics):
-        with contextlib.closing(bar), flash.running(run.attention), stops() as stop:
+        with contextlib.closing(bar), flash.running(run.attention), stops() as stop, plan.told_if_full(run.plan):
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
             card = card_of(config, run.train.items, run.test and run.test.items, result)

@@ -26,7 +26,7 @@ OTHER = TrainConfig(
     cache_dir="elsewhere",
     seed=2**63 - 1,
     overwrite=True,
-    model=ModelConfig(name="a/b", head="binary", precision="bf16", gradient_checkpointing=True),
+    model=ModelConfig(name="a/b", head="binary", precision="bf16", gradient_checkpointing="on"),
     data=DataConfig(train=("a", "b.jsonl"), test=("c",), max_length=2, overlong="keep-end", shuffle=False, workers=3),
     batch=BatchConfig(pairs=1, max_tokens=2, layout="padded", group="none"),
     parallel=ParallelConfig(strategy="fsdp", replicate=0, cpu_offload=True),

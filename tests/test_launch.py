@@ -178,7 +178,7 @@ def overruled(monkeypatch, config: TrainConfig, **environment: str) -> str:
 
 def test_nothing_is_overruled_where_flags_and_configuration_agree(monkeypatch):
     config = TrainConfig(
-        model=ModelConfig(precision="bf16", gradient_checkpointing=True),
+        model=ModelConfig(precision="bf16", gradient_checkpointing="on"),
         parallel=ParallelConfig(strategy="fsdp", replicate=0, cpu_offload=True),
     )
     asked = {
@@ -193,7 +193,7 @@ def test_nothing_is_overruled_where_flags_and_configuration_agree(monkeypatch):
     told = overruled(monkeypatch, TrainConfig(parallel=ParallelConfig(strategy="ddp")), **asked)
     for flag in ("--model.precision", "--parallel.strategy fsdp", "--parallel.cpu-offload", "--parallel.replicate 0"):
         assert flag in told
-    assert "--model.gradient-checkpointing" in told
+    assert "--model.gradient-checkpointing on" in told
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def test_two_ranks_are_the_run_of_one_and_go_on_bit_for_bit(world, both, tmp_pat
 
 def test_offloaded_bf16_shards_that_recompute_are_merged_whole(world, tmp_path):
     more = ["--parallel.strategy", "fsdp", "--parallel.cpu-offload", "--model.precision", "bf16", "--lora.keep", "both"]
-    arguments = flags(world, tmp_path, *RANK, *more, "--model.gradient-checkpointing")
+    arguments = flags(world, tmp_path, *RANK, *more, "--model.gradient-checkpointing", "on")
     ranks.run(2, tmp_path / "said", ranks.with_bf16, main, arguments)
     final = tmp_path / "r" / "FINAL"
     model = AutoModelForSequenceClassification.from_pretrained(final)

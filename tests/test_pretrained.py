@@ -244,7 +244,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(layout, tmp_path):
     sequences, pairs = random_pairs(np.random.default_rng(1), 3)
     found = {}
     for checkpointing in (False, True):
-        model = built(folder, layout=layout, gradient_checkpointing=checkpointing)
+        model = built(folder, layout=layout, gradient_checkpointing="on" if checkpointing else "off")
         assert model.classifier.is_gradient_checkpointing == checkpointing
         calls = attention_calls(model)
         loss, scores, _ = run(model, sequences, pairs, layout)
@@ -321,7 +321,7 @@ def test_all_ranks_together_hold_little_more_than_one_copy_of_16_bit_weights(tmp
 
 
 def test_recomputation_keeps_no_state_of_random_generators(tmp_path, monkeypatch):
-    model = built(saved_causal(tmp_path), gradient_checkpointing=True)
+    model = built(saved_causal(tmp_path), gradient_checkpointing="on")
 
     def asked(*_):
         raise AssertionError("the state of a generator was read")

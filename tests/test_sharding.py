@@ -64,8 +64,8 @@ def alone(world, tmp_path_factory):
 
 
 WAYS = {
-    "ddp recomputed": (2, "ddp", "--model.gradient-checkpointing"),
-    "fsdp recomputed": (2, "fsdp", "--model.gradient-checkpointing"),
+    "ddp recomputed": (2, "ddp", "--model.gradient-checkpointing", "on"),
+    "fsdp recomputed": (2, "fsdp", "--model.gradient-checkpointing", "on"),
     "fsdp in several microbatches": (2, "fsdp", "--batch.max-tokens", "100"),
     "fsdp offloaded": (2, "fsdp", "--parallel.cpu-offload"),
     "one process offloaded": (1, "fsdp", "--parallel.cpu-offload"),

@@ -153,7 +153,7 @@ def test_triton_kernels_give_the_same_run(world, undisturbed, tmp_path):
 
 
 def test_gradient_checkpointing_gives_the_same_run(world, undisturbed, tmp_path):
-    assert main(flags(world, tmp_path, "--model.gradient-checkpointing")) == 0
+    assert main(flags(world, tmp_path, "--model.gradient-checkpointing", "on")) == 0
     assert_close_runs(tmp_path / "r", undisturbed)
 
 

@@ -171,7 +171,7 @@ def build_model(
         say(f"{name} brings a head of {count} label{'s' if count > 1 else ''}; it is kept")
     lora.put(classifier, config.lora, name, adapter, config.seed, say)
     classifier.config.problem_type = "regression"
-    if config.model.gradient_checkpointing:
+    if config.model.gradient_checkpointing == "on":  # what auto means was decided before the weights are read
         # Nothing is random, so no generator's state has to be kept for each layer.
         classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).

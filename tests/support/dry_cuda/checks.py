@@ -29,6 +29,7 @@ from rmkit.scorer import _round_projections
 from rmkit.storage import export, training_state
 from rmkit.storage.checkpoint import Progress
 from rmkit.training.optim import adamw
+from rmkit.training.record import Meter
 from support.dry_cuda.models import GPU, LLAMA_3_8B, accelerator, batch, built, placed
 from support.dry_cuda.tally import Tally
 from support.oracle import FAMILIES, TINY, random_pairs
@@ -191,6 +192,8 @@ def waits() -> dict:
             test=None,
             max_length=128,
             progress=Progress(),
+            plan=None,
+            meter=Meter(plan=None, device=GPU, rate=None),
         )
         forwards = []
         model.register_forward_pre_hook(lambda *_: forwards.append(1))

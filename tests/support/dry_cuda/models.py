@@ -43,7 +43,12 @@ def built(family: str, values: dict, *, layout="trie", recomputed=False, weights
         family, **{**values, "architectures": ["XForCausalLM"], "num_labels": 1, "pad_token_id": 0}
     )
     config = TrainConfig(
-        model=ModelConfig(name="/no/such/folder", gradient_checkpointing=recomputed, precision="bf16", weights=weights),
+        model=ModelConfig(
+            name="/no/such/folder",
+            gradient_checkpointing="on" if recomputed else "off",
+            precision="bf16",
+            weights=weights,
+        ),
         batch=BatchConfig(layout=layout),
         lora=LoraConfig(rank=rank),
     )
