@@ -10,10 +10,11 @@ Sections, each a process of its own with a time limit; what it has found lies in
                   attention   varlen attention and its gradients against float64, by the head shapes of the families
                   ladder      7 families, 3 layouts, fp32 and bf16, recomputed or not, against float64 one at a time
     figures       ceilings    bandwidth of a copy, rate of a matrix product: what the other figures are held against
-                  steps-0.6b  training steps of Qwen3-0.6B, Llama-3-8B and Llama-3.2-1B by the product's own command:
-                  steps-8b    ms, host ms, MFU, tokens/s, peak memory; trie, packed, padded, compiled, recomputed, TRL
-                  steps-1b
+                  steps-0.6b  training steps of Qwen3-0.6B by the product's own command: ms, host ms, MFU, tokens/s,
+                              peak memory; trie, packed, padded, compiled, recomputed, TRL
                   label       K = 8 completions of a prompt beside padded batches
+                  steps-8b    the same steps of Llama-3-8B, in the ways that fit the card
+                  steps-1b    and of Llama-3.2-1B
                   loss        bench/loss_bench.py
 
 No network and no checkpoint is needed: weights are drawn from configurations. What does not fit the card, what this
@@ -27,11 +28,12 @@ pure Python, 2 MB in all, which travel as wheels. Where there is a network:
         --platform manylinux2014_x86_64 -d .whl 'tyro>=1.0.17,<1.1' docstring-parser typeguard \
         datasets dill multiprocess trl     # trl: to be timed beside; it can be left out
 
-and on the machine, from the root of the checkout, in commands of less than 10 minutes where more are cut off
-(`--commit`, because a copy of the tree may come without its .git):
+and on the machine, from the root of the checkout (`--commit`, because a copy of the tree may come without its .git):
 
-    python3 bench/first_contact.py --wheels .whl --out $OUT --commit $COMMIT --only correctness --minutes 9.5
-    python3 bench/first_contact.py --wheels .whl --out $OUT --commit $COMMIT --only figures --minutes 9.5
+    python3 bench/first_contact.py --wheels .whl --out $OUT --commit $COMMIT
+
+Where a command is cut off after 10 minutes, three of them, with `--minutes 9` and `--only correctness`, then
+`--only ceilings steps-0.6b label`, then `--only steps-8b steps-1b loss`.
 """
 
 import argparse
@@ -71,9 +73,9 @@ SECTIONS = (
     Section(name="ladder", module="contact.ladder", correctness=True, limit=240),
     Section(name="ceilings", module="contact.ceilings", correctness=False, limit=60),
     Section(name="steps-0.6b", module="contact.steps", correctness=False, limit=240, given=(("model", "0.6b"),)),
+    Section(name="label", module="contact.label", correctness=False, limit=150),
     Section(name="steps-8b", module="contact.steps", correctness=False, limit=240, given=(("model", "8b"),)),
     Section(name="steps-1b", module="contact.steps", correctness=False, limit=180, given=(("model", "1b"),)),
-    Section(name="label", module="contact.label", correctness=False, limit=150),
     Section(name="loss", module="contact.loss", correctness=False, limit=120),
 )
 

@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from step_bench import run_trl, steps_of, train_flags
 
-from contact.ceilings import data_sheet
+from contact.card import data_sheet
 from contact.models import config_of
 from contact.steps import MAX_LENGTH, PAIRS, STEPS, WARM
 from contact.ways import WAYS, Way, flags_of
@@ -165,7 +165,7 @@ def train_trl(folder: Path) -> dict:
     row = speeds(done, STEPS)
     words = sum(len(m["content"].split()) for each in lines for m in _turns(json.loads(each)))
     flat = words / STEPS
-    unknown = {"host_ms": None, "mfu": "not told", "tokens_per_second": float("nan")}
+    unknown = {"host_ms": None, "mfu": "not told", "tokens_per_second": None}
     return {**row, **memory_of(), **unknown, "flat": flat, "flat_tokens_per_second": flat / (row["ms"] / 1e3)}
 
 

@@ -42,10 +42,10 @@ def measured(way: Way, folder: Path, model: str, tiny: bool, seconds: float) -> 
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"failed": f"it was not done after {seconds:.0f} s"}
-    if out.is_file():
-        return json.loads(out.read_text())
     words = (done.stdout + done.stderr).strip()
-    return {"failed": words.splitlines()[-1] if words else f"exit status {done.returncode}", "output": words[-4000:]}
+    last = words.splitlines()[-1] if words else f"exit status {done.returncode}"
+    row = json.loads(out.read_text()) if out.is_file() else {"failed": last}
+    return {**row, "output": words[-3000:]} if "failed" in row else row
 
 
 def line(row: dict) -> str:
@@ -56,11 +56,9 @@ def line(row: dict) -> str:
     peak = row["peak_gib"] if isinstance(row["peak_gib"], str) else f"{row['peak_gib']:.1f} GiB"
     if isinstance(row.get("estimate_gib"), float):
         peak += f" (estimated {row['estimate_gib']:.1f})"
-    host = "-" if row["host_ms"] is None else f"{row['host_ms']:.0f}"
-    return (
-        f"{row['way']}: {row['ms']:.0f} ms, host {host}, {mfu}, {row['tokens_per_second']:.0f} tok/s, "
-        f"flat {row['flat_tokens_per_second']:.0f}, {peak}"
-    )
+    host, computed = ("-" if each is None else f"{each:.0f}" for each in (row["host_ms"], row["tokens_per_second"]))
+    flat = f"{row['flat_tokens_per_second']:.0f}"
+    return f"{row['way']}: {row['ms']:.0f} ms, host {host}, {mfu}, {computed} tok/s, flat {flat}, {peak}"
 
 
 def why_not(way: Way, memory: float, left: float) -> str | None:

@@ -57,7 +57,7 @@ WAYS = {
         ),
         Way(name="fp32, recomputed", needs=126, recomputed=True),
         Way(name="fp32, recomputed, 8k tokens", needs=120, recomputed=True, tokens=8192),
-        Way(name="LoRA 64, recomputed", needs=65, recomputed=True, rank=64),
+        Way(name="LoRA 64, recomputed", needs=65, recomputed=True, weights="bf16", rank=64),
         Way(name="bf16 weights, 8bit, 8k tokens", needs=100, weights="bf16", states="8bit", tokens=8192),
         Way(
             name="padded, bf16 weights, 8bit, recomputed",
@@ -83,7 +83,7 @@ def missing_flags(way: Way) -> str | None:
         return "peft is not installed"
     asked = {
         "--model.compile": way.compiled and not _has(ModelConfig, "compile"),
-        "--model.weights": way.weights != "fp32" and not _has(ModelConfig, "weights"),
+        "--model.weights": way.weights != "fp32" and not way.rank and not _has(ModelConfig, "weights"),
         "--optim.states": way.states != "fp32" and not _has(OptimConfig, "states"),
     }
     missing = [flag for flag, lacking in asked.items() if lacking]
@@ -95,7 +95,7 @@ def flags_of(way: Way) -> list[str]:
     flags = ["--batch.max-tokens", str(way.tokens), "--model.kernels", way.kernels]
     if _has(ModelConfig, "compile"):
         flags += ["--model.compile", "on" if way.compiled else "off"]
-    if _has(ModelConfig, "weights"):
+    if _has(ModelConfig, "weights") and not way.rank:  # LoRA's base: as its checkpoint is, bf16
         flags += ["--model.weights", way.weights]
     if _has(OptimConfig, "states"):
         flags += ["--optim.states", way.states]
