@@ -1,4 +1,4 @@
-"""First contact with a GPU: one command that first asks whether everything is right on the card, then how fast it is.
+r"""First contact with a GPU: one command that first asks whether everything is right on the card, then how fast it is.
 
     python3 bench/first_contact.py                       # all of it, at most 20 minutes on one H100 or H200
     python3 bench/first_contact.py --only correctness    # no figures; or one section, such as ladder
@@ -37,16 +37,16 @@ Where a command is cut off after 10 minutes, three of them, with `--minutes 9` a
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from contact.sections import SECTIONS, Section, chosen, inside, read, write
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -54,41 +54,6 @@ NEEDED = ("torch", "transformers", "accelerate", "numpy", "rich", "pytest", "hyp
 OUT, TINY_OUT = "bench/results/first_contact", "runs/first_contact_tiny"
 LEAST = 15.0
 """Seconds under which no section is begun."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One process: `run(tiny, seconds, leave, **given)` of a module, and the seconds it may take."""
-
-    name: str
-    module: str
-    correctness: bool
-    limit: float
-    given: tuple[tuple[str, str], ...] = ()
-
-
-SECTIONS = (
-    Section(name="gpu_tests", module="contact.gpu_tests", correctness=True, limit=300),
-    Section(name="attention", module="contact.attention_truth", correctness=True, limit=150),
-    Section(name="ladder", module="contact.ladder", correctness=True, limit=240),
-    Section(name="ceilings", module="contact.ceilings", correctness=False, limit=60),
-    Section(name="steps-0.6b", module="contact.steps", correctness=False, limit=240, given=(("model", "0.6b"),)),
-    Section(name="label", module="contact.label", correctness=False, limit=150),
-    Section(name="steps-8b", module="contact.steps", correctness=False, limit=240, given=(("model", "8b"),)),
-    Section(name="steps-1b", module="contact.steps", correctness=False, limit=180, given=(("model", "1b"),)),
-    Section(name="loss", module="contact.loss", correctness=False, limit=120),
-)
-
-
-def chosen(only: list[str], sections: tuple[Section, ...]) -> list[Section]:
-    """The sections that --only names: whole, by what comes before a dash, or as correctness or figures."""
-    groups = {"correctness": True, "figures": False}
-    taken = []
-    for section in sections:
-        names = {section.name, section.name.split("-")[0]}
-        if any(name in names or groups.get(name) is section.correctness for name in only):
-            taken.append(section)
-    return taken
 
 
 def child_environment(site: Path | None, tiny: bool) -> dict[str, str]:
@@ -125,17 +90,6 @@ def check_machine(site: Path | None, environment: dict[str, str], tiny: bool) ->
         sys.exit("torch finds no CUDA device here; --tiny runs the same code on a CPU")
 
 
-def write(file: Path, values: dict) -> None:
-    """Whole or not at all: a process may be ended at any time."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
-
-
-def read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
 def run_section(section: Section, arguments: argparse.Namespace, environment: dict[str, str], seconds: float) -> dict:
     """Run one section within `seconds`, and finish the JSON that it has left."""
     file, began = arguments.out / f"{section.name}.json", time.monotonic()
@@ -166,42 +120,6 @@ def run_section(section: Section, arguments: argparse.Namespace, environment: di
     left |= {"seconds": round(time.monotonic() - began, 1), "log": words[-8000:]}
     write(file, left)
     return left
-
-
-def inside(section: Section, arguments: argparse.Namespace) -> int:
-    """The section itself, in its own process."""
-    began = time.monotonic()
-    import importlib
-
-    import torch
-
-    from rmkit.runtime import environment
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = environment(device, 1)
-    found["commit"] = arguments.commit or found["commit"]
-    head = {"section": section.name, "status": "running", "tiny": arguments.tiny}
-    head |= {"device": found["device"] if device.type == "cuda" else "cpu", "environment": found}
-
-    def leave(result: dict, **more) -> None:
-        write(arguments.out / f"{section.name}.json", {**head, "seconds": time.monotonic() - began, **result, **more})
-
-    result: dict = {}
-
-    def keep(partly: dict) -> None:
-        result.update(partly)
-        leave(result)
-
-    try:
-        run = importlib.import_module(section.module).run
-        keep(run(tiny=arguments.tiny, seconds=60 * arguments.minutes - 5, leave=keep, **dict(section.given)))
-    except SystemExit as error:  # a benchmark that refuses to time what is wrong
-        result["failures"] = [*result.get("failures", []), str(error)]
-    except Exception as error:
-        leave(result, status="failed", why=f"{type(error).__name__}: {error}"[:2000])
-        raise
-    leave(result, status="wrong" if result.get("failures") else "done")
-    return 0
 
 
 def skipped(section: Section, arguments: argparse.Namespace, why: str) -> dict:

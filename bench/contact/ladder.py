@@ -64,6 +64,7 @@ def compile_layers(model: RewardModel, tiny: bool) -> None:
     """As --model.compile on does; on the card by its own compiler, which no CPU has run."""
     from rmkit.model import compile as compiler
 
+    torch._dynamo.reset()  # past its limit of recompilations it would run uncompiled, in silence
     compiler.compile_layers(model, **({"backend": "aot_eager"} if tiny else {}))
 
 
