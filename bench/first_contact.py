@@ -19,7 +19,7 @@ Sections, each a process of its own with a time limit; what it has found lies in
 
 No network and no checkpoint is needed: weights are drawn from configurations. What does not fit the card, what this
 checkout or machine has not got, and what the time did not suffice for is said, never left out in silence. The status
-is 1 where something that was asked for is wrong or was not shown to be right, else 0.
+is 1 where something that was asked for is wrong or was not shown to be right, 2 where nothing could be run, else 0.
 
 A bare machine (torch, triton, transformers, accelerate, peft, pytest, hypothesis, matplotlib) lacks a few packages of
 pure Python, 2 MB in all, which travel as wheels. Where there is a network:
@@ -45,6 +45,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from contact.sections import SECTIONS, Section, chosen, inside, read, write
 
@@ -69,25 +70,39 @@ def child_environment(site: Path | None, tiny: bool) -> dict[str, str]:
     return found
 
 
+def refuse(sentence: str) -> NoReturn:
+    """Nothing was run: another status than where something is wrong."""
+    print(sentence, file=sys.stderr)
+    sys.exit(2)
+
+
 def install(wheels: Path, site: Path) -> None:
     """Unpack the wheels of a folder into `site`, which no other program sees."""
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
-        sys.exit(f"--wheels {wheels}: there is no .whl in that folder; the docstring of this file has the pip line")
+        refuse(f"--wheels {wheels}: there is no .whl in that folder; the docstring of this file has the pip line")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--target", str(site), *files]
-    if subprocess.run(command).returncode:
-        sys.exit(f"--wheels {wheels}: pip could not install them")
+    command += [
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--root-user-action",
+        "ignore",
+        "--target",
+        str(site),
+        *files,
+    ]
+    if subprocess.run([*command, "--target", str(site), *files]).returncode:
+        refuse(f"--wheels {wheels}: pip could not install them")
 
 
 def check_machine(site: Path | None, environment: dict[str, str], tiny: bool) -> None:
     """Exit with a sentence where a package or, without --tiny, the card is missing."""
     sys.path[:0] = [str(site)] if site else []
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        sys.exit(f"missing here: {', '.join(missing)}. Give --wheels a folder with them; --help has the pip line")
+        refuse(f"missing here: {', '.join(missing)}. Give --wheels a folder with them; --help has the pip line")
     ask = "import torch; raise SystemExit(0 if torch.cuda.is_available() else 3)"
     if not tiny and subprocess.run([sys.executable, "-c", ask], env=environment).returncode:
-        sys.exit("torch finds no CUDA device here; --tiny runs the same code on a CPU")
+        refuse("torch finds no CUDA device here; --tiny runs the same code on a CPU")
 
 
 def run_section(section: Section, arguments: argparse.Namespace, environment: dict[str, str], seconds: float) -> dict:

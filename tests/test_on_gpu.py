@@ -16,7 +16,7 @@ import torch
 from rmkit import evaluate, label
 from rmkit.batch.planner import SEGMENTS
 from rmkit.batch.trie import pack
-from rmkit.config import LossConfig
+from rmkit.config import LossConfig, ModelConfig
 from rmkit.data import demo
 from rmkit.model import attention
 from rmkit.model.loss import PairSums
