@@ -162,9 +162,12 @@ def test_a_run_goes_on_from_its_checkpoint(world, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "halves/r"), losses(tmp_path / "whole/r"), rtol=0.02)
 
 
-@pytest.mark.parametrize(
-    "more", [("--parallel.cpu-offload",), ("--model.gradient-checkpointing",), ("--lora.rank", "4")]
-)
+# A switch, or auto, on or off.
+SWITCH = ModelConfig.__dataclass_fields__["gradient_checkpointing"].type is bool
+RECOMPUTED = ("--model.gradient-checkpointing", *(() if SWITCH else ("on",)))
+
+
+@pytest.mark.parametrize("more", [("--parallel.cpu-offload",), RECOMPUTED, ("--lora.rank", "4")], ids=lambda m: m[0])
 def test_what_trains_otherwise_trains_the_same(world, tmp_path, more):
     if "--lora.rank" in more:
         pytest.importorskip("peft")
