@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from step_bench import run_trl, steps_of, train_flags
@@ -161,8 +161,11 @@ def train(way: Way, folder: Path, model: str, tiny: bool) -> dict:
 def train_trl(folder: Path) -> dict:
     """The same pairs by TRL: times and memory; what it computes of them it does not say."""
     lines = (folder / "pairs.jsonl").read_text().splitlines()
-    done = run_trl(folder, STEPS, PAIRS, MAX_LENGTH, bf16=torch.cuda.is_available(), microbatches=4)
-    row = speeds(done, STEPS)
+    parts = 4
+    done = run_trl(folder, STEPS, PAIRS, MAX_LENGTH, bf16=torch.cuda.is_available(), microbatches=parts)
+    row = speeds(done, STEPS) | {
+        "losses": [fmean(done["losses"][i : i + parts]) for i in range(0, parts * STEPS, parts)]
+    }
     words = sum(len(m["content"].split()) for each in lines for m in _turns(json.loads(each)))
     flat = words / STEPS
     unknown = {"host_ms": None, "mfu": "not told", "tokens_per_second": None}
