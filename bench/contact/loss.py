@@ -20,7 +20,7 @@ def run(tiny: bool, seconds: float, leave: Callable[[dict], None]) -> dict:
         both = {row["path"]: row for row in rows if row["T"] == tokens and row["mode"] == "both"}
         ours, eager = both["rmkit"], both["hf"]
         said.append(
-            f"{tokens} tokens: {ours['ms']:.3g} ms, {ours['percent_of_copy']:.0f} % of copy, "
-            f"{eager['ms'] / ours['ms']:.1f} x transformers' own"
+            f"{tokens} tokens: {ours['ms']:.3g} ms, {ours['percent_of_copy']:.2g} % of copy, "
+            f"{eager['ms'] / ours['ms']:.2g} x transformers' own"
         )
     return {"copy_gb_per_s": bandwidth / 1e9, "interpreter_error": interpreter, "rows": rows, "said": said}
