@@ -94,8 +94,11 @@ def prepare(folder: Path, data: Path | None, pairs: int, max_length: int) -> Non
     save_llama(folder, context=2048)
 
 
-def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
-    """TRL's RewardTrainer; its loss as it is before logging rounds it, seconds from step begin to step end."""
+def run_trl(
+    folder: Path, steps: int, pairs: int, max_length: int, *, bf16: bool = False, microbatches: int = 1
+) -> dict:
+    """TRL's RewardTrainer; its loss as it is before logging rounds it (one a microbatch), seconds from step begin to
+    step end."""
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl import RewardConfig, RewardTrainer
@@ -121,7 +124,8 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
 
     config = RewardConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=pairs,
+        per_device_train_batch_size=pairs // microbatches,
+        gradient_accumulation_steps=microbatches,
         max_steps=steps,
         learning_rate=LR,
         lr_scheduler_type="constant",
@@ -129,7 +133,7 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
         max_length=max_length,
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
@@ -147,9 +151,40 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
     return {"losses": losses, "grad_norms": norms, "seconds": seconds}
 
 
+def train_flags(
+    folder: Path, layout: str, steps: int, pairs: int, max_length: int, name: str | None = None
+) -> list[str]:
+    """Flags of `python -m rmkit.train` for the model and pairs of `folder`: file order, a constant rate, no decay.
+    The run is called `name`, by default as the layout."""
+    flags = [
+        "--exp-name",
+        name or layout,
+        "--cache-dir",
+        str(folder / "rmkit"),
+        "--overwrite",
+        "--model.name",
+        str(folder),
+    ]
+    flags += ["--data.train", str(folder / "pairs.jsonl"), "--data.max-length", str(max_length), "--data.no-shuffle"]
+    flags += ["--batch.pairs", str(pairs), "--batch.layout", layout, "--optim.lr", str(LR)]
+    flags += ["--optim.schedule", "constant", "--optim.warmup-ratio", "0", "--optim.weight-decay", "0"]
+    return [*flags, "--optim.max-steps", str(steps), "--save.every", "0"]
+
+
+def steps_of(folder: Path, name: str, pairs: int) -> dict:
+    """What a run of `train_flags` wrote of each step into its metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "rmkit" / name / "metrics.jsonl").open()]
+    return {
+        "losses": [m["loss/train"] for m in lines],
+        "grad_norms": [m["grad_norm"] for m in lines],
+        "seconds": [pairs / m["examples_per_second"] for m in lines],
+        "tokens": [m["tokens/computed"] for m in lines],
+        "flat": [m["tokens/flat"] for m in lines],
+    }
+
+
 def run_rmkit(folder: Path, path: str, steps: int, pairs: int, max_length: int) -> dict:
-    """`python -m rmkit.train` on the same folder, its metrics.jsonl read back; and the seconds that planning and
-    packing took in it."""
+    """`python -m rmkit.train` on the same folder; its steps, and the seconds that planning and packing took in them."""
     from rmkit import train
     from rmkit.batch.build import Batches
     from rmkit.train import main
@@ -170,24 +205,11 @@ def run_rmkit(folder: Path, path: str, steps: int, pairs: int, max_length: int) 
         return wrapper
 
     Batches.split, Batches.pack = timed(Batches.split), timed(Batches.pack)
-
-    flags = ["--exp-name", path, "--cache-dir", str(folder / "rmkit"), "--overwrite", "--model.name", str(folder)]
-    flags += ["--data.train", str(folder / "pairs.jsonl"), "--data.max-length", str(max_length), "--data.no-shuffle"]
-    flags += ["--batch.pairs", str(pairs), "--batch.layout", layout, "--batch.max-tokens", "65536"]
-    flags += ["--optim.lr", str(LR), "--optim.schedule", "constant", "--optim.warmup-ratio", "0"]
-    flags += ["--optim.weight-decay", "0", "--optim.max-steps", str(steps), "--save.every", "0"]
+    flags = train_flags(folder, layout, steps, pairs, max_length, path) + ["--batch.max-tokens", "65536"]
     flags += ["--model.precision", "fp32", "--model.compile", "on" if variant == "compiled" else "off"]
     if code := main(flags):
         sys.exit(code)
-    lines = [json.loads(line) for line in (folder / "rmkit" / path / "metrics.jsonl").open()]
-    return {
-        "losses": [m["loss/train"] for m in lines],
-        "grad_norms": [m["grad_norm"] for m in lines],
-        "seconds": [pairs / m["examples_per_second"] for m in lines],
-        "tokens": [m["tokens/computed"] for m in lines],
-        "flat": [m["tokens/flat"] for m in lines],
-        "packing": sum(spent),
-    }
+    return {**steps_of(folder, path, pairs), "packing": sum(spent)}
 
 
 def child(arguments: argparse.Namespace) -> None:
