@@ -28,8 +28,8 @@ from rmkit.data.counts import Counts
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, first_then_others, on_first_rank, rank, ranks
 from rmkit.errors import AgreedError, UserError
-from rmkit.evaluation.benchmarks import write_rewardbench
 from rmkit.evaluation.config import FLAGS, EvaluateConfig
+from rmkit.evaluation.rewardbench import write_rewardbench
 from rmkit.evaluation.scores import Scored, score_pairs, with_a_preferred_side
 from rmkit.scorer import Scorer, load_scorer
 from rmkit.storage.atomic import written_folder

@@ -140,7 +140,7 @@ KEYS = {
     "calibration",
 }
 KEYS |= {
-    "counts",
+    "benchmarks",
     "length_bias",
     "styles",
     "best_of_n",

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Value
 
-from rmkit.data import columns, forms
+from rmkit.data import benchmarks, columns, forms
 from rmkit.data.conversation import packed
 from rmkit.data.fields import names as fields_of
 from rmkit.data.fields import show
@@ -54,6 +54,8 @@ class Source:
     named: str = ""
     """A named set, and the split of it that is read."""
     split: str = ""
+    benchmark: str = ""
+    """The benchmark that the rows are of (`rmkit.data.benchmarks`)"""
     judged: bool = False
     """Nothing is learned from the pairs: identical sides and empty answers stay, and count as benchmarks count them."""
     bad_rows: str = "stop"
@@ -175,6 +177,9 @@ def _converted(name: str, rows: Any, split: str, shown: str, number: Callable[[i
 def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     """The preferences of rows that all have one form: that of the first row of the wanted split."""
     located = _wanted(origin, rows, report)
+    if origin.benchmark:
+        yield from _of_benchmark(located, origin, report)
+        return
     first, shape = _first(located, origin, report)
     if not report["rows"]:
         raise ValueError(f"{origin.shown}: the set is empty")
@@ -203,6 +208,22 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
         for preference in pairs:
             yield number, preference
     report["unused"] = _some(unused)
+
+
+def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:
+    """What the rows of a benchmark compare, each read by that benchmark's own rule."""
+    report["form"] = f"benchmark {origin.benchmark}"
+    for where, row in located:
+        try:
+            made = benchmarks.compared(origin.benchmark, row, origin.shown)
+            pairs = [p for each in made for p in ([each] if isinstance(each, str) else preferences(each, detect(each)))]
+        except ValueError as error:
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            continue
+        for pair in pairs:
+            yield where.rpartition(" ")[2], pair
+    if not report["rows"]:
+        raise ValueError(f"{origin.shown}: the set is empty")
 
 
 def _first(located: Located, origin: Source, report: Row) -> tuple[tuple[str, Any] | None, Shape | None]:

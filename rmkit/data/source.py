@@ -18,6 +18,7 @@ import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict
 
+from rmkit.data.benchmarks import BENCHMARKS
 from rmkit.data.cache import AS_JSON, BAD, DEMO, Source, build
 from rmkit.data.counts import Counts
 from rmkit.data.files import SUFFIXES, is_data
@@ -136,6 +137,9 @@ def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Datas
     if given and path.exists():
         yield from _local(path, split, say)
         return
+    if given.partition("=")[0] in BENCHMARKS:
+        yield from _benchmark(*given.partition("=")[::2], split)
+        return
     base, _, asked = given.partition(":")
     if base == DEMO and asked in ("", "train", "test"):
         yield Source(shown=given, named=DEMO, split=asked or split), None
@@ -151,13 +155,33 @@ def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Datas
         raise UserError(f"data.{split}", given or repr(given), _unknown(given))
 
 
+def _benchmark(name: str, where: str, split: Split) -> Iterator[tuple[Source, Dataset | None]]:
+    """The files of a benchmark below the path `where`, or, without one, its sets on the hub."""
+    known = BENCHMARKS[name]
+    if where:
+        files = known.found(Path(where)) if Path(where).exists() else []
+        if not files:
+            hint = f"it holds none of {', '.join(known.files)}" if Path(where).exists() else "there is no such path"
+            raise UserError(f"data.{split}", f"{name}={where}", hint)
+        for file in files:
+            for source, rows in _local(file, split, lambda text: None):
+                yield replace(source, shown=f"{name}={source.shown}", own_split="", benchmark=name), rows
+        return
+    if not known.hub:
+        hint = f"it is no set on the hub; clone its repository and give {name}=PATH"
+        raise UserError(f"data.{split}", name, hint)
+    for hub, part in known.hub:
+        similar = f"{name}=PATH, with the path of a clone"
+        yield Source(shown=f"{name}:{hub}:{part}", benchmark=name, split=part), _hub(name, hub, part, None, similar)
+
+
 def _unknown(given: str) -> str:
     """What is wrong with a name that is nothing."""
     base = Path(given.partition(":")[0])
     if ":" in given and base.exists():
         return "a path takes no :SPLIT; give the rows a field 'split', and the path alone"
     siblings = [str(entry) for entry in base.parent.iterdir()] if base.parent.is_dir() else []
-    known = [DEMO, *NAMED]
+    known = [DEMO, *NAMED, *BENCHMARKS]
     close = difflib.get_close_matches(str(base), known + siblings, n=1)
     meant = f", did you mean {close[0]}?" if close else ""
     return (

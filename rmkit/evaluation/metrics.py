@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from rmkit.data.counts import in_words
 from rmkit.evaluation import benchmarks, statistics
-from rmkit.evaluation.benchmarks import ListRow
+from rmkit.evaluation.lists import ListRow, list_rows, part_rows
+from rmkit.evaluation.rewardbench import sections
 from rmkit.evaluation.scores import Scored
 
 SHOWN = 12
@@ -44,35 +45,56 @@ def _place(where: str) -> str:
 
 def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
     """The figures of metrics.json: overall, by subset, and for rows of several responses."""
-    chosen, rejected, subset = per_pair["score_chosen"], per_pair["score_rejected"], per_pair["subset"]
-    subsets = {name: _summary(per_pair, subset == name) for name in sorted(set(subset.tolist()))}
-    everything = np.ones(len(subset), bool)
     position = np.full(len(preferences), -1)
     position[scored.rows] = np.arange(len(scored.rows))
-    rows, broken = benchmarks.list_rows(preferences["source"], preferences["id"], position)
+    rows, broken = list_rows(preferences["source"], preferences["id"], position)
     against = None
     if "against_correct" in per_pair:
         against = {
-            "overall": _summary(per_pair, everything, "against_"),
-            "subsets": {name: _summary(per_pair, subset == name, "against_") for name in subsets},
+            **_tables(rows, broken, per_pair, "against_"),
             "mcnemar": statistics.mcnemar(per_pair["correct"], per_pair["against_correct"]),
         }
     return {
-        "pairs": len(subset),
+        "pairs": len(per_pair["subset"]),
         "conversations": scored.sequences,
         "dropped": scored.dropped,
-        "overall": _summary(per_pair, everything),
-        "subsets": subsets,
-        "calibration": statistics.calibration(per_pair["margin"]),
-        "length_bias": {
-            "unit": "characters of the response",
-            **statistics.length_bias(chosen, rejected, per_pair["characters_chosen"], per_pair["characters_rejected"]),
-        },
-        **_of_lists(rows, broken, per_pair),
+        **_tables(rows, broken, per_pair),
         "list_rows_left_out": broken.total(),
-        "rewardbench": benchmarks.sections({name: values["accuracy"] for name, values in subsets.items()}),
         "against": against,
     }
+
+
+def _tables(rows: list[ListRow], broken: Counter[str], per_pair: Columns, prefix: str = "") -> dict:
+    """Every table of one model's scores; those of a second one have the `prefix` "against_"."""
+    chosen, rejected, subset = (
+        per_pair[f"{prefix}score_chosen"],
+        per_pair[f"{prefix}score_rejected"],
+        per_pair["subset"],
+    )
+    subsets = {name: _summary(per_pair, subset == name, prefix) for name in sorted(set(subset.tolist()))}
+    lengths = per_pair["characters_chosen"], per_pair["characters_rejected"]
+    scored = benchmarks.Rows(chosen=chosen, rejected=rejected, subset=subset, own=np.arange(len(subset)), lists=rows)
+    return {
+        "overall": _summary(per_pair, np.ones(len(subset), bool), prefix),
+        "subsets": subsets,
+        "calibration": statistics.calibration(per_pair[f"{prefix}margin"]),
+        "length_bias": {
+            "unit": "characters of the response",
+            **statistics.length_bias(chosen, rejected, *lengths),
+        },
+        **_of_lists(rows, broken, chosen, rejected, subset),
+        "rewardbench": _sections(rows, per_pair, prefix),
+        "benchmarks": benchmarks.scores(per_pair["source"].tolist(), scored),
+    }
+
+
+def _sections(rows: list[ListRow], per_pair: Columns, prefix: str) -> dict | None:
+    """RewardBench's sections, of pairs that can be its own: no part of a list, and of no other benchmark by name."""
+    own = np.array([benchmarks.benchmark_of(where) in ("", "rewardbench") for where in per_pair["source"].tolist()])
+    for row in rows:
+        own[row.pairs.ravel()] = False
+    subset, right = per_pair["subset"][own], per_pair[f"{prefix}correct"][own]
+    return sections({name: float(right[subset == name].mean()) for name in sorted(set(subset.tolist()))})
 
 
 def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
@@ -80,16 +102,17 @@ def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
     return statistics.summary(*(per_pair[name][inside] for name in wanted))
 
 
-def _of_lists(rows: list[ListRow], broken: Counter[str], per_pair: Columns) -> dict:
+def _of_lists(
+    rows: list[ListRow], broken: Counter[str], chosen: np.ndarray, rejected: np.ndarray, subset: np.ndarray
+) -> dict:
     """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset; and how
     many rows of their files are left out of each, because a pair of theirs was dropped."""
-    chosen, rejected = per_pair["score_chosen"], per_pair["score_rejected"]
-    styles, best = benchmarks.part_rows(rows)
+    styles, best = part_rows(rows)
 
     def by_subset(some: Sequence[ListRow], measured: Callable[[Sequence[ListRow]], dict]) -> dict:
         parts: dict[str, list[ListRow]] = {}
         for row in some:
-            parts.setdefault(str(per_pair["subset"][row.pairs[0, 0]]), []).append(row)
+            parts.setdefault(str(subset[row.pairs[0, 0]]), []).append(row)
         return {**measured(some), "subsets": {name: measured(part) for name, part in sorted(parts.items())}}
 
     def matrix(some: Sequence[ListRow]) -> dict:
@@ -159,11 +182,13 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         rows.append(("easy / normal / hard", f"{text} ({rows_of(style)})"))
     if best := m["best_of_n"]:
         rows.append(("best of n", f"{best['accuracy']:.4f} ({rows_of(best)})"))
+    rows += [(name, _benchmark(found)) for name, found in m["benchmarks"].items()]
     if m["rewardbench"]:
         rows += [(f"RewardBench {name}", _section(section)) for name, section in m["rewardbench"]["sections"].items()]
     if against := m["against"]:
         test = against["mcnemar"]
         rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
+        rows += [(f"the other: {name}", _benchmark(found)) for name, found in against["benchmarks"].items()]
         rows.append(("McNemar's test", f"p = {test['p_value']:.3g} ({_apart(test)})"))
     return rows
 
@@ -182,6 +207,15 @@ def accuracy_of(share: dict) -> str:
 def number(value: float | None, form: str = ".4f") -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def _benchmark(found: dict) -> str:
+    """A benchmark's own score and its parts; those of few rows are marked."""
+    parts = []
+    for name, part in found["parts"].items():
+        few = f" (only {part['rows']} rows)" if part["few"] else ""
+        parts.append(f"{name} {part['score']:.3f}{few}")
+    return f"{number(found['score'])} ({', '.join(parts)})"
 
 
 def _section(section: dict) -> str:
