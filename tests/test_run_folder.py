@@ -73,18 +73,18 @@ def finished(config) -> dict[str, str]:
     return listing(config.folder)
 
 
-def aside_in(folder):
+def kept_in(folder):
     return listing(folder / "old-run", without=("ABOUT.txt", "old-run"))
 
 
-def test_overwrite_moves_the_results_aside_and_nothing_else(tmp_path):
+def test_overwrite_moves_the_results_away_and_nothing_else(tmp_path):
     config, said = run_of(tmp_path, overwrite=True), []
     before = finished(config)
     assert opened(config) == (None, Progress(), [])
     assert listing(config.folder) == before, "nothing moves before all inputs are read"
     replace_earlier(config, said.append)
     assert sorted(path.name for path in config.folder.iterdir()) == ["notes.txt", "old-run"]
-    assert aside_in(config.folder) == {name: text for name, text in before.items() if name != "notes.txt"}
+    assert kept_in(config.folder) == {name: text for name, text in before.items() if name != "notes.txt"}
     assert "moved FINAL, checkpoints, metrics.jsonl of an earlier run to" in said[0]
 
 
@@ -116,13 +116,13 @@ def test_a_run_that_is_stopped_with_a_checkpoint_keeps_both(tmp_path):
     with claimed(config, said.append):
         replace_earlier(config, print)
         write_checkpoint(config, 2)
-    assert aside_in(config.folder) == old
+    assert kept_in(config.folder) == old
     assert f"is kept in {config.folder / 'old-run'}" in said[0]
     with contextlib.suppress(ZeroDivisionError), claimed(config, print):  # overwritten again, by mistake
         replace_earlier(config, print)
-        assert aside_in(config.folder / "old-run") == old
+        assert kept_in(config.folder / "old-run") == old
         raise ZeroDivisionError
-    assert aside_in(config.folder) == old
+    assert kept_in(config.folder) == old
     assert checkpoint.steps_saved(config.folder) == [2]
     with claimed(dataclasses.replace(config, overwrite=False, resume=True), print):
         (config.folder / "FINAL").mkdir()

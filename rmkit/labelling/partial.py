@@ -2,7 +2,7 @@
 
 contract.json holds the flags that the scores depend on, index.npy the place of each sample in the file, input a copy of
 what cannot be read twice, and scores-RANK.jsonl one line per finished chunk of samples. A kill leaves at worst a torn
-last line, which is ignored; its chunk is scored again. Scores that --overwrite replaces stand aside in there until the
+last line, which is ignored; its chunk is scored again. Scores that --overwrite replaces are kept in there until the
 output is written.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rmkit.storage import aside
+from rmkit.storage import replaced
 from rmkit.storage.atomic import written_file
 
 
@@ -40,9 +40,9 @@ class PartialScores:
         for lock in self.folder.glob("lock-*"):
             with self._lock(lock):
                 pass
-        aside.mend(self.folder)
+        replaced.mend(self.folder)
         if not any(self.lines()):  # an --overwrite was killed before it scored anything
-            aside.put_back(self.folder, self._held())
+            replaced.put_back(self.folder, self._held())
         if self.folder.exists() and not (resume or overwrite):
             raise ValueError(
                 f"{self.folder} holds scores of an interrupted labelling: give --resume to go on with it, or "
@@ -60,7 +60,7 @@ class PartialScores:
             return
         try:
             if any(self.lines()):
-                aside.set_aside(self.folder, self._held())
+                replaced.keep(self.folder, self._held())
             else:
                 self.remove()
                 self.folder.mkdir()
@@ -74,7 +74,7 @@ class PartialScores:
     def _held(self) -> list[str]:
         """What --overwrite replaces."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return [name for name in names if name != aside.NAME and not name.startswith((".", "lock-"))]
+        return [name for name in names if name != replaced.NAME and not name.startswith((".", "lock-"))]
 
     @contextlib.contextmanager
     def _lock(self, file: Path) -> Iterator[None]:
@@ -101,7 +101,7 @@ class PartialScores:
         try:
             yield
         except BaseException:
-            if main and not any(self.lines()) and not aside.put_back(self.folder, self._held()):
+            if main and not any(self.lines()) and not replaced.put_back(self.folder, self._held()):
                 self.remove()
             raise
 

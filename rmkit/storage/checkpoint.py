@@ -23,7 +23,7 @@ from rmkit.config import TrainConfig, to_dict
 from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
 from rmkit.errors import AgreedError
 from rmkit.model.reward_model import RewardModel
-from rmkit.storage import aside, export, training_state
+from rmkit.storage import export, replaced, training_state
 from rmkit.storage.atomic import delete_partial, written_folder
 from rmkit.storage.checksums import checksums, damage, write_checksums
 
@@ -165,7 +165,7 @@ def _rotate(run: Path, keep: int, progress: Progress) -> None:
     the first may be what a Ctrl-C left of a mistake."""
     steps = steps_saved(run)
     if len(steps) > 1:
-        aside.let_go(run)
+        replaced.let_go(run)
     done = [step for step in steps if step <= progress.step]
     stay = {*done[-keep:], progress.best_step}
     for step in steps:

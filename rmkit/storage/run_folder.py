@@ -9,7 +9,7 @@ from rmkit.config import TrainConfig, to_dict
 from rmkit.distributed.collectives import on_first_rank, rank
 from rmkit.errors import AgreedError, UserError, flag
 from rmkit.model import adapter
-from rmkit.storage import aside, checkpoint
+from rmkit.storage import checkpoint, replaced
 from rmkit.storage.checkpoint import Progress
 from rmkit.storage.lock import locked
 
@@ -32,7 +32,7 @@ order and form of the optimizer's state."""
 
 @contextlib.contextmanager
 def claimed(config: TrainConfig, say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block no other training writes the run's folder; before and after it, what an --overwrite set aside is
+    """Within the block no other training writes the run's folder; before and after it, what an --overwrite moved away is
     settled: let go where the new run has a FINAL, kept where it has a checkpoint to resume from, else put back."""
     folder = config.folder
     with contextlib.ExitStack() as held:
@@ -57,16 +57,16 @@ def _settle(folder: Path, say: Callable[[str], None]) -> None:
     try:
         _settled(folder, say)
     except OSError as error:  # whatever ended the training is the error to tell
-        say(f"warning: {folder / aside.NAME} holds an earlier run that could not be put back ({error})")
+        say(f"warning: {folder / replaced.NAME} holds an earlier run that could not be put back ({error})")
 
 
 def _settled(folder: Path, say: Callable[[str], None]) -> None:
-    aside.mend(folder)
-    if (folder / "FINAL").exists() or not aside.holds(folder):
-        aside.let_go(folder)
-    if aside.holds(folder) and checkpoint.steps_saved(folder):
-        say(f"the run that --overwrite replaces is kept in {folder / aside.NAME} until the new one has more to show")
-    elif aside.put_back(folder, (*RESULTS, *BESIDES)):
+    replaced.mend(folder)
+    if (folder / "FINAL").exists() or not replaced.holds(folder):
+        replaced.let_go(folder)
+    if replaced.holds(folder) and checkpoint.steps_saved(folder):
+        say(f"the run that --overwrite replaces is kept in {folder / replaced.NAME} until the new one has more to show")
+    elif replaced.put_back(folder, (*RESULTS, *BESIDES)):
         say(f"--overwrite came to no checkpoint: the earlier run is back in {folder}")
 
 
@@ -89,13 +89,13 @@ def check_apart(config: TrainConfig) -> None:
 
 
 def replace_earlier(config: TrainConfig, say: Callable[[str], None]) -> None:
-    """Under --overwrite, move what the earlier run left aside, now that everything the new one needs has been read."""
+    """Under --overwrite, move away what the earlier run left, now that everything the new one needs has been read."""
 
     def move() -> None:
         held = [name for name in RESULTS if (config.folder / name).exists()]
         if config.overwrite and held:
-            aside.set_aside(config.folder, (*RESULTS, *BESIDES))
-            where = f"{config.folder / aside.NAME} until this one has two checkpoints or its FINAL"
+            replaced.keep(config.folder, (*RESULTS, *BESIDES))
+            where = f"{config.folder / replaced.NAME} until this one has two checkpoints or its FINAL"
             say(f"moved {', '.join(held)} of an earlier run to {where}")
 
     on_first_rank(move)

@@ -29,7 +29,7 @@ from campaigns import fence
 from rmkit import evaluate, label, train
 from rmkit.data import demo
 from rmkit.runtime import environment
-from rmkit.storage import aside, export, run_folder
+from rmkit.storage import export, replaced, run_folder
 from support.listing import listing
 from support.victim import save_lm, write_rows
 
@@ -48,7 +48,7 @@ class Mistake:
     """What happens while it runs"""
     program: str = "train"
     kept: str = ""
-    """Where the run stands afterwards, below its folder: in its place, or aside"""
+    """Where the run stands afterwards, below its folder: in its place, or kept"""
     then: tuple[str, ...] | None = None
     """Flags of a second start, after which the run is looked at"""
 
@@ -173,15 +173,15 @@ MISTAKES: dict[str, Mistake] = {
     "a folder of the user's in the way": over(prepare=lambda work: (work / "runs/r/old-run").mkdir()),
     "Ctrl-C while the model loads": over(accident=raising(train, "build_model", KeyboardInterrupt())),
     "Ctrl-C twice in a step": over(accident=raising(train, "train_step", KeyboardInterrupt())),
-    "Ctrl-C in the first step": over(accident=ctrl_c, kept=aside.NAME),
+    "Ctrl-C in the first step": over(accident=ctrl_c, kept=replaced.NAME),
     "Ctrl-C, then overwritten again, by mistake": over(
-        accident=ctrl_c, kept=aside.NAME, then=("--overwrite", DATA, "trian.jsonl")
+        accident=ctrl_c, kept=replaced.NAME, then=("--overwrite", DATA, "trian.jsonl")
     ),
     "kill -9 in the first step": over(accident=killed, then=()),
     "kill -9, then --resume with other data": over(accident=killed, then=("--resume", DATA, "test.jsonl")),
     "kill -9, then --overwrite with a mistyped model": over(accident=killed, then=("--overwrite", MODEL, "lmm")),
     "a full disk at the first checkpoint": over(accident=raising(export, "save_file", OSError(28, "No space left"))),
-    "a full disk while it is set aside": over(accident=raising(aside, "set_aside", OSError(28, "No space left"))),
+    "a full disk while it is moved away": over(accident=raising(replaced, "keep", OSError(28, "No space left"))),
     "resumed with other data": again(DATA, "test.jsonl"),
     "resumed with mistyped data": again(DATA, "trian.jsonl"),
     "resumed with mistyped held-out data": again("--data.test", "tset.jsonl"),

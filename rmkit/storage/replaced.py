@@ -1,4 +1,4 @@
-"""What --overwrite replaces stands aside in FOLDER/old-run until the new thing is whole, and only then goes.
+"""What --overwrite replaces is kept in FOLDER/old-run until the new thing is whole, and only then goes.
 
 Nothing is copied, only renamed, so a kill leaves one of these, which the next start knows by its name:
 
@@ -24,12 +24,12 @@ To have them back before: delete what lies beside this folder, and move these fi
 
 
 def holds(folder: Path) -> bool:
-    """Whether something stands aside in `folder`."""
+    """Whether something is kept in `folder`."""
     return (folder / NAME / MARK).is_file()
 
 
-def set_aside(folder: Path, names: Iterable[str]) -> None:
-    """Move the entries `names` of a folder aside; what stood aside before, which is theirs, goes with them.
+def keep(folder: Path, names: Iterable[str]) -> None:
+    """Move the entries `names` of a folder away; what was kept before, which is theirs, goes with them.
 
     Raises ValueError where the folder holds an entry called old-run that is not ours.
     """
@@ -45,7 +45,7 @@ def set_aside(folder: Path, names: Iterable[str]) -> None:
 
 
 def put_back(folder: Path, names: Iterable[str]) -> bool:
-    """Move what stands aside back to its place, and delete the new entries `names` there; False where nothing does."""
+    """Move what is kept back to its place, and delete the new entries `names` there; False where nothing does."""
     if not holds(folder):
         return False
     for name in names:
@@ -67,7 +67,7 @@ def mend(folder: Path) -> bool:
 
 
 def let_go(folder: Path) -> None:
-    """Delete what stands aside, and what a kill left of an earlier deletion. An error leaves it for the next time."""
+    """Delete what is kept, and what a kill left of an earlier deletion. An error leaves it for the next time."""
     with suppress(OSError):
         _delete(folder / GONE)
         if holds(folder):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rmkit.storage import aside
+from rmkit.storage import replaced
 from rmkit.storage.run_folder import _settle
 from support.listing import listing
 
@@ -20,7 +20,7 @@ def run(folder: Path, word: str) -> dict[str, str]:
         (folder / name).mkdir(parents=True)
         (folder / name / "weights").write_text(word)
     (folder / "metrics.jsonl").write_text(word)
-    return listing(folder, without=(aside.NAME,))
+    return listing(folder, without=(replaced.NAME,))
 
 
 def kill_at(monkeypatch, count: int) -> None:
@@ -43,42 +43,42 @@ def kill_at(monkeypatch, count: int) -> None:
         monkeypatch.setattr(os, name, killing(getattr(os, name)))
 
 
-def test_what_is_set_aside_comes_back(tmp_path):
+def test_what_is_kept_comes_back(tmp_path):
     before = run(tmp_path, "old")
-    aside.set_aside(tmp_path, NAMES)
-    assert aside.holds(tmp_path)
-    assert listing(tmp_path / aside.NAME, without=(aside.MARK,)) == before
+    replaced.keep(tmp_path, NAMES)
+    assert replaced.holds(tmp_path)
+    assert listing(tmp_path / replaced.NAME, without=(replaced.MARK,)) == before
     (tmp_path / "metrics.jsonl").write_text("new")
-    assert aside.put_back(tmp_path, NAMES)
+    assert replaced.put_back(tmp_path, NAMES)
     assert listing(tmp_path) == before
-    assert not aside.put_back(tmp_path, NAMES)
+    assert not replaced.put_back(tmp_path, NAMES)
 
 
 def test_what_is_whole_lets_the_old_go(tmp_path):
     run(tmp_path, "old")
-    aside.set_aside(tmp_path, NAMES)
+    replaced.keep(tmp_path, NAMES)
     new = run(tmp_path, "new")
-    aside.let_go(tmp_path)
+    replaced.let_go(tmp_path)
     assert listing(tmp_path) == new
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("count", range(30))
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch, count, stopped):
-    """Killed while it sets aside, or while the next start puts back: the start after that finds all. `stopped`: what is
-    set aside was itself stopped at its first checkpoint, with an older run aside."""
+    """Killed while it moves the old files away, or while the next start puts back: the start after that finds all. `stopped`: what is
+    moved away was itself stopped at its first checkpoint, with an older run kept beside it."""
     before = run(tmp_path, "older")
     if stopped:
-        aside.set_aside(tmp_path, NAMES)
+        replaced.keep(tmp_path, NAMES)
         (tmp_path / "checkpoints" / "step-2").mkdir(parents=True)
         (tmp_path / "metrics.jsonl").write_text("old")
         before = listing(tmp_path)
     with monkeypatch.context() as patch, contextlib.suppress(Killed):
         kill_at(patch, count)
-        aside.set_aside(tmp_path, NAMES)
+        replaced.keep(tmp_path, NAMES)
         (tmp_path / "metrics.jsonl").write_text("new")
         (tmp_path / "checkpoints").mkdir()
-        aside.put_back(tmp_path, NAMES)
+        replaced.put_back(tmp_path, NAMES)
     _settle(tmp_path, print)
     assert listing(tmp_path) == before
 
@@ -86,25 +86,25 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch, count, stoppe
 @pytest.mark.parametrize("count", range(12))
 def test_a_kill_while_the_old_is_deleted_leaves_the_new(tmp_path, monkeypatch, count):
     run(tmp_path, "old")
-    aside.set_aside(tmp_path, NAMES)
+    replaced.keep(tmp_path, NAMES)
     new = run(tmp_path, "new")
     with monkeypatch.context() as patch:
         kill_at(patch, count)
         with contextlib.suppress(Killed):
-            aside.let_go(tmp_path)
-    aside.let_go(tmp_path)
+            replaced.let_go(tmp_path)
+    replaced.let_go(tmp_path)
     assert listing(tmp_path) == new
 
 
 def test_a_folder_of_that_name_that_is_not_ours_is_never_touched(tmp_path):
     run(tmp_path, "mine")
-    (tmp_path / aside.NAME).mkdir()
-    (tmp_path / aside.NAME / "thesis.tex").write_text("mine")
+    (tmp_path / replaced.NAME).mkdir()
+    (tmp_path / replaced.NAME / "thesis.tex").write_text("mine")
     before = listing(tmp_path)
     with pytest.raises(ValueError, match="old-run is not of rmkit's making"):
-        aside.set_aside(tmp_path, NAMES)
-    aside.let_go(tmp_path)
-    assert not aside.put_back(tmp_path, NAMES)
+        replaced.keep(tmp_path, NAMES)
+    replaced.let_go(tmp_path)
+    assert not replaced.put_back(tmp_path, NAMES)
     assert listing(tmp_path) == before
 
 
@@ -115,7 +115,7 @@ def test_links_are_moved_and_never_followed(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "FINAL").symlink_to(elsewhere)
-    aside.set_aside(folder, NAMES)
-    aside.let_go(folder)
+    replaced.keep(folder, NAMES)
+    replaced.let_go(folder)
     assert (elsewhere / "weights").read_text() == "kept"
     assert list(folder.iterdir()) == []
