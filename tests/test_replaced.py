@@ -65,8 +65,8 @@ def test_what_is_whole_lets_the_old_go(tmp_path):
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("count", range(30))
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch, count, stopped):
-    """Killed while it moves the old files away, or while the next start puts back: the start after that finds all. `stopped`: what is
-    moved away was itself stopped at its first checkpoint, with an older run kept beside it."""
+    """Killed while it moves the old files away, or while the next start puts back: the start after that finds all.
+    `stopped`: what is moved away was itself stopped at its first checkpoint, with an older run kept beside it."""
     before = run(tmp_path, "older")
     if stopped:
         replaced.keep(tmp_path, NAMES)

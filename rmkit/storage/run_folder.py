@@ -32,8 +32,8 @@ order and form of the optimizer's state."""
 
 @contextlib.contextmanager
 def claimed(config: TrainConfig, say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block no other training writes the run's folder; before and after it, what an --overwrite moved away is
-    settled: let go where the new run has a FINAL, kept where it has a checkpoint to resume from, else put back."""
+    """Within the block no other training writes the run's folder; before and after it, what an --overwrite moved away
+    is settled: let go where the new run has a FINAL, kept where it has a checkpoint to resume from, else put back."""
     folder = config.folder
     with contextlib.ExitStack() as held:
 
