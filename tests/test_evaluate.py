@@ -288,7 +288,7 @@ def test_every_row_is_accounted_for(world, tmp_path, capsys):
 def test_pairs_that_one_of_two_models_does_not_take_are_counted(world, tmp_path):
     short = shutil.copytree(world / "b", tmp_path / "short")
     config = json.loads((short / "config.json").read_text())
-    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 80}))
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60}))
     m = evaluated(world, tmp_path, "--against", str(short))
     (count,) = (n for why, n in m["dropped"].items() if why.startswith("does not fit --against"))
     assert 0 < count == m["counts"]["pairs"] - m["pairs"]

@@ -34,13 +34,15 @@ def test_there_are_forty_at_least():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_after_a_mistake_the_earlier_run_is_whole(template, tmp_path, name):
-    assert attempt(template, tmp_path / "work", MISTAKES[name]) == []
+    wrong, told = attempt(template, tmp_path / "work", MISTAKES[name])
+    assert wrong == []
+    assert told
 
 
 def test_the_judge_sees_a_lost_run(template, tmp_path):
     """What --overwrite did before it deleted last."""
     lost = Mistake(("--overwrite",), lambda work: (work / "runs" / "r" / "FINAL" / "config.json").unlink())
-    wrong = attempt(template, tmp_path / "work", Mistake((*lost.flags, "--data.train", "no.jsonl"), lost.prepare))
+    wrong, _ = attempt(template, tmp_path / "work", Mistake((*lost.flags, "--data.train", "no.jsonl"), lost.prepare))
     assert len(wrong) == 1
     assert "the earlier run is not whole" in wrong[0]
 

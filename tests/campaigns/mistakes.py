@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # support/ and this folder, as 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import torch
+from safetensors.torch import save_file
 from transformers import BertConfig
 
 from campaigns import fence
@@ -91,7 +92,9 @@ def linked_files(work: Path) -> None:
 
 def adapter_of_final(work: Path) -> None:
     described = {"peft_type": "LORA", "base_model_name_or_path": str(work / "runs" / "r" / "FINAL"), "r": 2}
+    described |= {"task_type": "SEQ_CLS", "target_modules": ["q_proj"]}
     (work / "m").mkdir()
+    save_file({"base_model.model.score.weight": torch.zeros(1, 8)}, work / "m" / "adapter_model.safetensors")
     (work / "m" / "adapter_config.json").write_text(json.dumps(described))
 
 
@@ -223,8 +226,8 @@ def make_template(folder: Path) -> Path:
     return folder
 
 
-def attempt(template: Path, work: Path, mistake: Mistake) -> list[str]:
-    """Make one mistake on a copy of the template in `work`; what is wrong afterwards."""
+def attempt(template: Path, work: Path, mistake: Mistake) -> tuple[list[str], str]:
+    """Make one mistake on a copy of the template in `work`; what is wrong afterwards, and what the user was told."""
     shutil.copytree(template, work)
     before = {name: sum_ for name, sum_ in listing(work / "runs" / "r").items() if name.split("/")[0] in RUN}
     wrong, programs = [], {"train": train, "label": label, "evaluate": evaluate}
@@ -247,17 +250,18 @@ def attempt(template: Path, work: Path, mistake: Mistake) -> list[str]:
         apart = sorted(set(before.items()) ^ set(after.items()))
         wrong.append(f"the earlier run is not whole in {place}: {apart[:4]}; {words[-800:]}")
     shutil.rmtree(work)
-    return wrong
+    said = " ".join(words.translate(dict.fromkeys(map(ord, fence.BOX))).replace(str(work), "").split())
+    return wrong, said[-300:]
 
 
-def campaign(folder: Path, names: list[str]) -> dict[str, list[str]]:
-    """What is wrong after each of the mistakes, by name."""
+def campaign(folder: Path, names: list[str]) -> dict[str, tuple[list[str], str]]:
+    """What is wrong after each of the mistakes and what was told, by name."""
     template = make_template(folder / "template")
     found = {}
     for name in names:
         found[name] = attempt(template, folder / "work", MISTAKES[name])
-        if found[name]:
-            print(f"not survived: {name}", *found[name], sep="\n  ", flush=True)
+        if found[name][0]:
+            print(f"not survived: {name}", *found[name][0], sep="\n  ", flush=True)
     return found
 
 
@@ -268,14 +272,14 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mistakes-") as folder:
         found = campaign(Path(folder).resolve(), arguments.names)
-    survived = sum(not wrong for wrong in found.values())
+    survived = sum(not wrong for wrong, _ in found.values())
     print(f"after {survived} of {len(found)} mistakes the earlier run is whole")
     result = {
         "bench": "mistakes",
         "command": " ".join(["python", "tests/campaigns/mistakes.py", *sys.argv[1:]]),
         "survived": survived,
         "tried": len(found),
-        "mistakes": {name: wrong or "whole" for name, wrong in found.items()},
+        "mistakes": {name: {"wrong": wrong, "told": told} for name, (wrong, told) in found.items()},
         "environment": environment(torch.device("cpu"), 1),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
