@@ -45,7 +45,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _in_float32(part: nn.Module, *args: Any) -> Tensor:
     """The forward of its class by float32 copies of what it holds: gradients of a token's many places are then added
-    up in float32, and rounded once. Its output, under autocast, begins a residual stream in bf16 where it is trained."""
+    up in float32, and rounded once. Under autocast it begins a residual stream in bf16 where it is trained."""
     held = dict(part._parameters)
     try:
         part._parameters.update({name: p.float() for name, p in held.items() if p is not None})
