@@ -52,13 +52,24 @@ def test_scores_are_those_of_float32_weights_bit_for_bit_and_gradients_rounded_o
         assert torch.equal(gradient, wanted[name].to(gradient.dtype)), name
 
 
-def test_under_bf16_arithmetic_the_scores_are_those_of_autocast_bit_for_bit():
+def rewards(model) -> torch.Tensor:
     sequences, pairs = random_pairs(np.random.default_rng(1), 2)
-    found = [
-        run(kept(on_the_grid("llama"), weights, bf16=True), sequences, pairs, "trie")[1]
-        for weights in (torch.float32, torch.bfloat16)
-    ]
-    assert torch.equal(*found)
+    return run(model, sequences, pairs, "trie")[1].detach()
+
+
+def test_beside_frozen_weights_the_scores_are_those_of_autocast_bit_for_bit():
+    models = [kept(on_the_grid("llama"), weights, bf16=True) for weights in (torch.float32, torch.bfloat16)]
+    for name, parameter in models[1].named_parameters():
+        parameter.requires_grad_("score" in name)
+    assert torch.equal(*map(rewards, models))
+
+
+def test_with_a_bf16_residual_stream_scores_err_no_more_than_plain_bf16():
+    """Rung 2's bound for bf16."""
+    exact = rewards(kept(on_the_grid("llama"), torch.float32))
+    plain = rewards(reward_model(on_the_grid("llama").bfloat16(), "trie"))
+    found = rewards(kept(on_the_grid("llama"), torch.bfloat16, bf16=True))
+    assert 0.0 < (found - exact).abs().max() <= 2 * (plain - exact).abs().max()
 
 
 def test_a_part_of_a_layer_compiles_whole():
