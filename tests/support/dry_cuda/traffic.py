@@ -7,6 +7,7 @@ The graphs are lowered for a Hopper GPU and fused, as they would be there; no co
 import json
 from types import SimpleNamespace
 
+import support.dry_cuda.device  # noqa: F401  # isort: skip (before torch)
 import torch
 from torch._dynamo import device_interface
 from torch._functorch.aot_autograd import make_boxed_func
