@@ -34,6 +34,7 @@ def both(family: str, layout: str, dtype: torch.dtype, recomputed: bool = False,
     return model, plain
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_the_same_model_and_compiles_once():
     """Float64, by the graphs that dynamo and autograd make; the last layer, and attention on a CPU, are outside them.
     Two layers share one compilation, and so do batches of other sizes."""

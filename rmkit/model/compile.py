@@ -50,7 +50,7 @@ def compile_layers(model: RewardModel, *, repeatable: bool = False, **how) -> No
 
         how["options"] = {"deterministic": True} if hasattr(config, "deterministic") else {}
     # One function for all layers, so that all find what one has compiled. Of its class: sharding changes that.
-    compiled = torch.compile(_forward, dynamic=True, **how)
+    compiled = torch.compile(_forward, **{"dynamic": True, **how})
     for layer in model.backbone.layers[:-1]:
         layer.forward = functools.partial(compiled, layer)
 
