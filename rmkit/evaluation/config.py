@@ -53,8 +53,8 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
     end_token: Literal["last", "before-pad"] = "last"
-    """Which token is scored where a model's pad token ends every conversation, as in many of TRL's.
-    last: that one. before-pad: the one before it, as transformers and TRL do. No matter elsewhere."""
+    """Token that is scored where a model's pad token ends every conversation.
+    last: that one. before-pad: the one before, as transformers and TRL do."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--max-length", self.max_length), ("--max-tokens", self.max_tokens)):

@@ -34,6 +34,7 @@ from rmkit.data.tokenizer import load_tokenizer
 from support.oracle import tiny_classifier
 from support.saved import small, written
 from support.tokenizer_shapes import SHAPES, write_base
+from support.victim import write_rows
 
 LIMIT = 1e-5
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "interop.json"
@@ -46,8 +47,8 @@ SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 """vLLM's attention on a CPU takes no smaller heads"""
 
 
-def made(place: Path) -> dict[str, Path]:
-    """The folders, by name."""
+def made(place: Path, lora: bool = False) -> dict[str, Path]:
+    """The folders, by name; with `lora` that of a run with LoRA too."""
     folders = {"demo": written(place / "demo", small(**SIZES))}
     shapes = {**{name: shape["family"] for name, shape in SHAPES.items()}, "gemma3": "gemma3_text"}
     for name, family in shapes.items():
@@ -58,8 +59,7 @@ def made(place: Path) -> dict[str, Path]:
         folders[name] = written(place / name, model, tokenizer)
     folders["binary, folded"] = written(place / "binary", small(head=2, **SIZES))
     folders["bf16"] = written(place / "bf16", small(**SIZES), dtype="bf16")
-    folders["lora"] = with_lora(place)
-    return folders
+    return {**folders, "lora": with_lora(place)} if lora else folders
 
 
 def with_lora(place: Path) -> Path:
@@ -67,7 +67,18 @@ def with_lora(place: Path) -> Path:
     base = place / "base" / "lm"
     AutoModelForCausalLM.from_config(tiny_classifier("llama", vocab_size=128).config).save_pretrained(base)
     demo.tokenizer().save_pretrained(base)
-    flags = ["--model.name", str(base), "--data.train", "demo", "--lora.rank", "4", "--lora.keep", "both"]
+    rows = [row for _, row in zip(range(24), demo.preferences("train"), strict=False)]
+    write_rows(place / "train.jsonl", rows)
+    flags = [
+        "--model.name",
+        str(base),
+        "--data.train",
+        str(place / "train.jsonl"),
+        "--lora.rank",
+        "4",
+        "--lora.keep",
+        "both",
+    ]
     flags += ["--batch.pairs", "8", "--optim.max-steps", "3", "--optim.lr", "1e-2"]
     assert train.main([*flags, "--cache-dir", str(place / "runs"), "--exp-name", "lora"]) == 0
     return place / "runs" / "lora" / "FINAL"
@@ -147,7 +158,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folders = made(Path(place))
+        folders = made(Path(place), lora=any(each.startswith("peft=") for each in given.reader))
         rows = []
         for reader in given.reader:
             name, _, python = reader.partition("=")
