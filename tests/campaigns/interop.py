@@ -159,27 +159,34 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folders = made(Path(place), lora=any(each.startswith("peft=") for each in given.reader))
-        rows = []
         for reader in given.reader:
             name, _, python = reader.partition("=")
-            rows += read_by(name, python, folders, given.rewardbench_wheel)
-        if given.vllm:
-            rows += [served(given.vllm, name, folders[name]) for name in given.served]
-    key = lambda each: (each["tool"], json.dumps(each["versions"]), each["model"])  # noqa: E731
-    kept = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
-    fresh = {key(each) for each in rows}
-    rows = sorted([each for each in kept if key(each) not in fresh] + rows, key=key)
-    command = (
-        "python tests/campaigns/interop.py --reader NAME=PYTHON .. --vllm PYTHON"  # whose paths are nobody's concern
-    )
-    environment = {**runtime.environment(torch.device("cpu"), 1), "command": command}
-    held = {"bench": "interop", "limit": LIMIT, "rows": rows, "environment": environment}
-    given.out.write_text(json.dumps(held, indent=1) + "\n")
+            rows = keep(read_by(name, python, folders, given.rewardbench_wheel), given.out)
+        for name in given.served if given.vllm else ():
+            rows = keep([served(given.vllm, name, folders[name])], given.out)
     wrong = [each for each in rows if not each.get("same_to_1e-5")]
     for each in wrong:
         print(each["tool"], each["model"], each.get("error") or each["largest_difference"])
     print(f"{len(rows) - len(wrong)} of {len(rows)} rows load and give the same scores")
     return bool(wrong)
+
+
+def keep(rows: list[dict], file: Path) -> list[dict]:
+    """Write rows into the file, in place of those of the same tool, versions and model; all that it holds then."""
+
+    def key(each: dict) -> tuple[str, str, str]:
+        return each["tool"], json.dumps(each["versions"]), each["model"]
+
+    fresh = {key(each): each for each in rows}
+    held = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = sorted({**{key(each): each for each in held}, **fresh}.values(), key=key)
+    command = (
+        "python tests/campaigns/interop.py --reader NAME=PYTHON .. --vllm PYTHON"  # whose paths are nobody's concern
+    )
+    environment = {**runtime.environment(torch.device("cpu"), 1), "command": command}
+    result = {"bench": "interop", "limit": LIMIT, "rows": rows, "environment": environment}
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    return rows
 
 
 if __name__ == "__main__":
