@@ -157,6 +157,7 @@ def main() -> int:
     parser.add_argument("--served", nargs="*", default=["demo", "qwen", "gemma3"], help="what vLLM serves")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as place:
         folders = made(Path(place), lora=any(each.startswith("peft=") for each in given.reader))
         for reader in given.reader:
@@ -180,9 +181,8 @@ def keep(rows: list[dict], file: Path) -> list[dict]:
     fresh = {key(each): each for each in rows}
     held = json.loads(file.read_text())["rows"] if file.is_file() else []
     rows = sorted({**{key(each): each for each in held}, **fresh}.values(), key=key)
-    command = (
-        "python tests/campaigns/interop.py --reader NAME=PYTHON .. --vllm PYTHON"  # whose paths are nobody's concern
-    )
+    # The paths of the Pythons are nobody's concern.
+    command = "python tests/campaigns/interop.py --reader NAME=PYTHON .. --vllm PYTHON"
     environment = {**runtime.environment(torch.device("cpu"), 1), "command": command}
     result = {"bench": "interop", "limit": LIMIT, "rows": rows, "environment": environment}
     file.write_text(json.dumps(result, indent=1) + "\n")
