@@ -262,10 +262,11 @@ class SaveConfig:
     keep: int = 2
     """Newest checkpoints that stay; the best one (lowest held-out loss) stays besides. 0: all stay."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Weights of FINAL; checkpoints are float32. auto: bf16, half the disk, where the backbone computed in it."""
+    """Weights of FINAL; checkpoints and adapters stay float32.
+    auto: bf16, half the disk, where the backbone computed in it."""
     binary_head: Literal["fold", "keep"] = "fold"
-    """Of a head of two labels FINAL has the reward's row alone, which every reader takes for the score.
-    keep: both rows, as HALOs' own readers expect them."""
+    """fold: of a head of two labels FINAL has the reward's row alone, which every reader takes
+    for the score. keep: both rows, as HALOs' own readers expect them."""
 
     def __post_init__(self) -> None:
         _check(self.every >= 0, "--save.every", self.every, "set 0 (none) or more")

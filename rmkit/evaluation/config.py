@@ -61,8 +61,8 @@ class EvaluateConfig:
     """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
     bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
     end_token: Literal["last", "before-pad"] = "last"
-    """Which token is scored where a model's pad token ends every conversation, as in many of TRL's.
-    last: that one. before-pad: the one before it, as transformers and TRL do. No matter elsewhere."""
+    """Token that is scored where a model's pad token ends every conversation.
+    last: that one. before-pad: the one before, as transformers and TRL do."""
 
     def __post_init__(self) -> None:
         check_columns(self.columns, "--columns")

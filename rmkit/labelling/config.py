@@ -67,8 +67,8 @@ class LabelConfig:
     """Arithmetic of the backbone. auto: bf16 on a GPU, fp32 on a CPU.
     bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
     end_token: Literal["last", "before-pad"] = "last"
-    """Which token is scored where a model's pad token ends every conversation, as in many of TRL's.
-    last: that one. before-pad: the one before it, as transformers and TRL do. No matter elsewhere."""
+    """Where a model's pad token ends every conversation, as in many of TRL's, the token that is
+    scored. last: that one. before-pad: the one before it, as transformers and TRL do."""
     resume: bool = False
     """Go on with a labelling that was interrupted."""
     overwrite: bool = False

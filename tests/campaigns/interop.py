@@ -34,6 +34,7 @@ from rmkit.data.tokenizer import load_tokenizer
 from support.oracle import tiny_classifier
 from support.saved import small, written
 from support.tokenizer_shapes import SHAPES, write_base
+from support.victim import write_rows
 
 LIMIT = 1e-5
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "interop.json"
@@ -46,8 +47,8 @@ SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 """vLLM's attention on a CPU takes no smaller heads"""
 
 
-def made(place: Path) -> dict[str, Path]:
-    """The folders, by name."""
+def made(place: Path, lora: bool = False) -> dict[str, Path]:
+    """The folders, by name; with `lora` that of a run with LoRA too."""
     folders = {"demo": written(place / "demo", small(**SIZES))}
     shapes = {**{name: shape["family"] for name, shape in SHAPES.items()}, "gemma3": "gemma3_text"}
     for name, family in shapes.items():
@@ -58,8 +59,7 @@ def made(place: Path) -> dict[str, Path]:
         folders[name] = written(place / name, model, tokenizer)
     folders["binary, folded"] = written(place / "binary", small(head=2, **SIZES))
     folders["bf16"] = written(place / "bf16", small(**SIZES), dtype="bf16")
-    folders["lora"] = with_lora(place)
-    return folders
+    return {**folders, "lora": with_lora(place)} if lora else folders
 
 
 def with_lora(place: Path) -> Path:
@@ -67,7 +67,18 @@ def with_lora(place: Path) -> Path:
     base = place / "base" / "lm"
     AutoModelForCausalLM.from_config(tiny_classifier("llama", vocab_size=128).config).save_pretrained(base)
     demo.tokenizer().save_pretrained(base)
-    flags = ["--model.name", str(base), "--data.train", "demo", "--lora.rank", "4", "--lora.keep", "both"]
+    rows = [row for _, row in zip(range(24), demo.preferences("train"), strict=False)]
+    write_rows(place / "train.jsonl", rows)
+    flags = [
+        "--model.name",
+        str(base),
+        "--data.train",
+        str(place / "train.jsonl"),
+        "--lora.rank",
+        "4",
+        "--lora.keep",
+        "both",
+    ]
     flags += ["--batch.pairs", "8", "--optim.max-steps", "3", "--optim.lr", "1e-2"]
     assert train.main([*flags, "--cache-dir", str(place / "runs"), "--exp-name", "lora"]) == 0
     return place / "runs" / "lora" / "FINAL"
@@ -146,29 +157,36 @@ def main() -> int:
     parser.add_argument("--served", nargs="*", default=["demo", "qwen", "gemma3"], help="what vLLM serves")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as place:
-        folders = made(Path(place))
-        rows = []
+        folders = made(Path(place), lora=any(each.startswith("peft=") for each in given.reader))
         for reader in given.reader:
             name, _, python = reader.partition("=")
-            rows += read_by(name, python, folders, given.rewardbench_wheel)
-        if given.vllm:
-            rows += [served(given.vllm, name, folders[name]) for name in given.served]
-    key = lambda each: (each["tool"], json.dumps(each["versions"]), each["model"])  # noqa: E731
-    kept = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
-    fresh = {key(each) for each in rows}
-    rows = sorted([each for each in kept if key(each) not in fresh] + rows, key=key)
-    command = (
-        "python tests/campaigns/interop.py --reader NAME=PYTHON .. --vllm PYTHON"  # whose paths are nobody's concern
-    )
-    environment = {**runtime.environment(torch.device("cpu"), 1), "command": command}
-    held = {"bench": "interop", "limit": LIMIT, "rows": rows, "environment": environment}
-    given.out.write_text(json.dumps(held, indent=1) + "\n")
+            rows = keep(read_by(name, python, folders, given.rewardbench_wheel), given.out)
+        for name in given.served if given.vllm else ():
+            rows = keep([served(given.vllm, name, folders[name])], given.out)
     wrong = [each for each in rows if not each.get("same_to_1e-5")]
     for each in wrong:
         print(each["tool"], each["model"], each.get("error") or each["largest_difference"])
     print(f"{len(rows) - len(wrong)} of {len(rows)} rows load and give the same scores")
     return bool(wrong)
+
+
+def keep(rows: list[dict], file: Path) -> list[dict]:
+    """Write rows into the file, in place of those of the same tool, versions and model; all that it holds then."""
+
+    def key(each: dict) -> tuple[str, str, str]:
+        return each["tool"], json.dumps(each["versions"]), each["model"]
+
+    fresh = {key(each): each for each in rows}
+    held = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = sorted({**{key(each): each for each in held}, **fresh}.values(), key=key)
+    # The paths of the Pythons are nobody's concern.
+    command = "python tests/campaigns/interop.py --reader NAME=PYTHON .. --vllm PYTHON"
+    environment = {**runtime.environment(torch.device("cpu"), 1), "command": command}
+    result = {"bench": "interop", "limit": LIMIT, "rows": rows, "environment": environment}
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    return rows
 
 
 if __name__ == "__main__":
