@@ -8,6 +8,7 @@ Letters: T tokens of a microbatch, K its keys as attention gathers them, L segme
 the width of all queries and of all keys, I the width of the MLP. Counts of bytes are per token where they say so.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -67,6 +68,8 @@ class Shape:
 
 def shape_of(architecture: PretrainedConfig) -> Shape:
     """The shape of a model, read off its layers without their weights."""
+    architecture = copy.deepcopy(architecture)
+    architecture.num_labels = 1  # a head of more rows is as small
     classifier: PreTrainedModel = lora.skeleton(architecture)
     layer = getattr(classifier, classifier.base_model_prefix).layers[0]
     heads = architecture.num_attention_heads
