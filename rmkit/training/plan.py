@@ -128,7 +128,7 @@ class Plan:
         offload, gpus, lora, weights, states, budgets, again = lists
         if not way.offload:
             offload.append((("--parallel.cpu-offload",), {"offload": True, "sharded": True}))
-        gpus += [((f"with {n * k} GPUs",), {"shards": way.shards * k, "sharded": True}) for k in (2, 4, 8)]
+        gpus += [(("with", f"{n * k} GPUs"), {"shards": way.shards * k, "sharded": True}) for k in (2, 4, 8)]
         if not way.rank and self.config.model.name != DEMO:
             frozen = {"weights": "bf16"} if self.stored_bf16 and self.config.model.weights == "auto" else {}
             lora.append((("--lora.rank", str(LORA_RANK)), {"rank": LORA_RANK, **frozen}))
@@ -239,7 +239,7 @@ def _scaled(load: Load, share: float) -> Load:
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / GIB:.2g} GiB"
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 @contextlib.contextmanager
