@@ -76,4 +76,4 @@ def test_all_faults_are_survived(tmp_path):
     assert done.returncode == 0
     assert counts["survived"] == counts["tried"]
     assert set(FAULTS) - set(counts["left out"])
-    assert sum(row["tried"] for fault, row in counts["faults"].items() if fault.startswith("kill")) == 100
+    assert sum(row["tried"] for fault, row in counts["faults"].items() if fault.startswith("kill")) == 140

@@ -275,7 +275,7 @@ def test_16_bit_weights_stay_so_until_they_are_placed_and_are_then_what_float32_
     model = built(folder, vocabulary=vocabulary)
     assert {p.dtype for p in model.backbone.layers.parameters()} == {dtype}
     found = placed(model, torch.device("cpu"))
-    monkeypatch.setattr(pretrained, "_stored_dtype", lambda name: torch.float32)
+    monkeypatch.setattr(pretrained, "_stored", lambda name: (torch.float32, {}))
     wanted = built(folder, vocabulary=vocabulary)
     assert found.config.to_dict() == wanted.config.to_dict()
     for each in ("named_parameters", "named_buffers"):

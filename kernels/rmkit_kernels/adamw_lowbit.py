@@ -29,8 +29,8 @@ from rmkit_kernels import _backend
 from rmkit_kernels._backend import Kernels, tl, triton
 
 BLOCK = 256
-BLOCKS = 8
-"""Blocks of one Triton program: 2,048 elements"""
+BLOCKS = 4
+"""Blocks of one Triton program: 1,024 elements"""
 CHUNK = 2**16
 """Elements that the reference takes at a time, so that its many passes stay in a CPU's cache"""
 MEAN_TOP, SQUARE_TOP = 15, 31

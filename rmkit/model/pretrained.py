@@ -24,6 +24,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3
 """Model types that the exactness tests cover: causal softmax attention in every layer, and nothing else that mixes
 tokens."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOAT32_BESIDE_BF16 = ("model.norm.weight", "score.weight")
+"""What stays float32 under --model.weights bf16"""
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -170,11 +172,12 @@ def load_classifier(
     """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing.
 
     Weights that are all bf16, or all float16, stay so: mapped from the files they cost each process nothing, where
-    float32 copies would cost every one twice the checkpoint. All else is what it is beside float32 weights.
+    float32 copies would cost every one twice the checkpoint. So do those of a run whose weights are kept in bf16,
+    beside which final norm and head are float32. All else is what it is beside float32 weights.
     """
     try:
         with _quiet():
-            dtype = _stored_dtype(name)
+            dtype, wide = _stored(name)
             classifier, report = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=architecture,
@@ -183,6 +186,9 @@ def load_classifier(
                 use_safetensors=True,  # no pickle is ever read from a model folder
                 output_loading_info=True,
             )
+            for key, file in wide.items():
+                with safe_open(file, "pt") as tensors:
+                    classifier.get_parameter(key).data = tensors.get_tensor(key)
     except Exception as error:  # whatever a library says of tensors and values that it does not expect
         raise UserError("model.name", name, f"the weights could not be loaded ({brief(error)})") from error
     if missing := sorted(set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())):
@@ -200,18 +206,22 @@ def load_classifier(
     return classifier
 
 
-def _stored_dtype(name: str) -> torch.dtype:
-    """bf16 or float16 where all weights of a folder or hub id are, else float32."""
+def _stored(name: str) -> tuple[torch.dtype, dict[str, str]]:
+    """bf16 or float16 where all weights of a folder or hub id are, else float32. Beside bf16 ones the final norm and
+    the head may be float32: these by name, and their files."""
     whole = cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False)
     files = [WEIGHTS] if whole else []
     if not whole and (index := cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)):
         files = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    held = set()
-    for file in files:
-        with safe_open(cached_file(name, file), "pt") as tensors:
-            held |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 (not a dict)
-    floats = {kind for kind in held if "F" in kind}
-    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(floats), torch.float32)
+    held, file_of = {}, {}
+    for file in (cached_file(name, each) for each in files):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                held[key], file_of[key] = tensors.get_slice(key).get_dtype(), file
+    wide = {key: file_of[key] for key, kind in held.items() if kind == "F32" and key in FLOAT32_BESIDE_BF16}
+    floats = {kind for key, kind in held.items() if "F" in kind and not (key in wide and "BF16" in held.values())}
+    dtype = {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(floats), torch.float32)
+    return dtype, wide if dtype == torch.bfloat16 else {}
 
 
 def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:

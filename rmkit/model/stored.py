@@ -1,8 +1,9 @@
 """What the weights are kept in: float32, or bf16 in the embedding and the decoder layers (--model.weights).
 
 The final norm, the score head and LoRA's updates are float32 always. A bf16 weight takes part in the arithmetic that
---model.precision names: autocast uses a projection's as it is, and else it is made float32 where it is used. The
-residual stream is float32 either way, as with float32 weights under autocast.
+--model.precision names: autocast uses a projection's as it is, and else it is made float32 where it is used. Under
+autocast the residual stream of trained bf16 weights is bf16 too, as in plain bf16 training: what recomputation keeps of
+each layer is half as much. Beside frozen ones (LoRA) it is float32, as with float32 weights.
 """
 
 import functools
@@ -44,10 +45,12 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _in_float32(part: nn.Module, *args: Any) -> Tensor:
     """The forward of its class by float32 copies of what it holds: gradients of a token's many places are then added
-    up in float32, and rounded once."""
+    up in float32, and rounded once. Under autocast it begins a residual stream in bf16 where it is trained."""
     held = dict(part._parameters)
     try:
         part._parameters.update({name: p.float() for name, p in held.items() if p is not None})
-        return type(part).forward(part, *args)
+        rows = type(part).forward(part, *args)
     finally:
         part._parameters.update(held)
+    trained = held["weight"].requires_grad
+    return rows.bfloat16() if trained and torch.is_autocast_enabled(rows.device.type) else rows

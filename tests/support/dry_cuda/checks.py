@@ -114,20 +114,21 @@ def families(everything: bool = False) -> dict:
 def stepped(model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
     """An optimizer step on the gradients that are there, zeros where there is none."""
     for parameter in model.parameters():
-        if parameter.grad is None:
+        if parameter.grad is None and parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def peak(tokens: int) -> dict:
-    """GiB on one device at the peak of training Llama-3-8B in float32 with recomputation, and while it is placed."""
+def peak(tokens: int, weights: str = "auto", states: str = "fp32", rank: int = 0) -> dict:
+    """GiB on one device at the peak of training Llama-3-8B with recomputation, and while it is placed; by default all
+    its state is float32."""
     with faked() as tally:
-        model = built("llama", LLAMA_3_8B, recomputed=True)
+        model = built("llama", LLAMA_3_8B, recomputed=True, weights=weights, rank=rank)
         wrapped = placed(model)
         found = {"placed": tally.peak / GIB, "parameters": sum(p.numel() for p in model.parameters())}
-        optimizer = adamw(model, OptimConfig(lr=1e-5))
+        optimizer = adamw(model, OptimConfig(lr=1e-5, states=states))
         stepped(model, optimizer)  # Adam's state is there from now on
         for i in range(2):
             packed = batch(tokens, seed=i)
@@ -136,7 +137,7 @@ def peak(tokens: int) -> dict:
     return {**found, "peak": tally.peak / GIB, "tokens": packed.tokens, "left": tally.held / GIB}
 
 
-def sharded(layers: int, tokens: int, offload: bool) -> dict:
+def sharded(layers: int, tokens: int, offload: bool, weights: str = "auto", states: str = "fp32") -> dict:
     """Training, saving and the self-check of Llama-3-8B's first layers on one of four ranks under FSDP2."""
     device.join(device.RANKS)
     mesh = sharding._mesh("cuda", 1)
@@ -144,9 +145,9 @@ def sharded(layers: int, tokens: int, offload: bool) -> dict:
     FakeTensor.tolist = lambda scores: [0.0] * len(scores)  # nothing was computed
     tokenizer = demo.tokenizer()
     with faked() as tally:
-        model = built("llama", {**LLAMA_3_8B, "num_hidden_layers": layers}, recomputed=True)
+        model = built("llama", {**LLAMA_3_8B, "num_hidden_layers": layers}, recomputed=True, weights=weights)
         wrapped = placed(model, strategy="fsdp", cpu_offload=offload)
-        optimizer = adamw(model, OptimConfig(lr=1e-5))
+        optimizer = adamw(model, OptimConfig(lr=1e-5, states=states))
         stepped(model, optimizer)
         for i in range(2):
             packed = batch(tokens, seed=i)
