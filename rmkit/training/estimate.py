@@ -278,8 +278,8 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     begun_copies = kept.copies and c * H * (Q + 2 * KV)
     rows = load.ends if load.ends < T else 0  # padded runs it whole, and has no segments
     last = begun + kept.copies + 2 * c * KV * (load.end_keys if rows else T)
-    # Rotating queries: them (as wide as the stream once normed), times cosines, with halves exchanged, times sines, while keys,
-    # values and the projections' input wait.
+    # Rotating queries: them (as wide as the stream once normed), times cosines, with halves exchanged, times sines,
+    # while keys, values and the projections' input wait.
     normed = r if shape.head_norms else c
     rotated = ((normed + 3 * r) * Q + (normed + c) * KV + (4 + c if c < r else 0) * H) * T
     rotated += (4 + c) * (Q + KV) * T if shape.head_norms else 0
