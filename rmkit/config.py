@@ -288,8 +288,8 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
     only: bool = False
-    """Print what the training would take (pairs, tokens, steps, memory, FLOPs, time) and what would make it fit, and
-    stop before weights are read: the model's configuration and tokenizer are enough."""
+    """Print what the training takes (pairs, tokens, steps, memory, FLOPs, time) and with what it fits.
+    It stops before weights are read: the model's configuration and tokenizer are enough."""
     gpus: int | None = None
     """Plan for so many GPUs; by default the devices of this run."""
     memory: float | None = None
