@@ -71,7 +71,8 @@ def test_a_failure_that_is_not_ours_keeps_its_traceback(monkeypatch):
 
 
 def test_what_is_not_read_is_reported_by_name():
-    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "source": "x"}, {**ROWS[0], "model": "m"}]
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [row | {"source": "x", "model": None}, row | {"source": None, "model": "m"}]
     assert build(Source(shown="x"), Dataset.from_list(rows))[1]["unused"] == ["model", "source"]
 
 

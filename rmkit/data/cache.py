@@ -171,7 +171,7 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
         again = _Again(origin, rows)
         yield from _converted(shape.named, again, origin.own_split or "train", origin.shown, again.place)
         report |= {"rows": again.report["rows"], "unused": _some(forms.unused(first[1], shape))}
-        report["dropped"]["other split"] = again.report["dropped"]["other split"]
+        report["dropped"] |= again.report["dropped"]
         return
     located, unused = itertools.chain([first], located), set()
     for where, row in _joined(located, shape) if shape.joins else located:
