@@ -397,19 +397,19 @@ def test_columns_are_said_and_a_name_that_no_file_has_is_refused():
     write("b.jsonl", row(1))
     said = []
     columns = ("prompt=question", "chosen=best", "rejected=worst")
-    found = source.load(("a.jsonl", "b.jsonl"), "train", said.append, columns=columns)
+    found = load(("a.jsonl", "b.jsonl"), "train", said.append, columns=columns)
     assert [turns[0]["content"] for turns in found["prompt"]] == ["q", "q1"]
     assert said[0].endswith("1 preferences; read as prompt=question, chosen=best, rejected=worst")
     assert "read as" not in said[1]
     with pytest.raises(ValueError, match=r"^--data.columns prompt=qestion: no row has such a field"):
-        source.load(("b.jsonl",), "train", said.append, columns=("prompt=qestion",))
+        load(("b.jsonl",), "train", said.append, columns=("prompt=qestion",))
 
 
 def test_rows_in_memory_of_different_fields_lose_none():
     """A table made of them would have the fields of the first row, and one type for each."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": i}}} for i in (1, "a")]
     rows = [row(1), row(2) | {"tools": tools}, row(3) | {"prompt": [{"role": "user", "content": "q"}]}]
-    found = source.load((), "train", print, rows)
+    found = load((), "train", print, rows)
     assert [more is None for more in found["more"]] == [True, False, True]
     assert json.loads(found["more"][1])["options"]["tools"] == tools
     assert found["source"][2] == "train rows:2"

@@ -213,9 +213,8 @@ def _refuse_what_is_left_out(row: dict[str, Any], shape: Shape) -> None:
 
 def unused(row: dict[str, Any], shape: Shape) -> set[str]:
     """Names of the fields of a row that its form does not read."""
-    return (
-        {field for field in row if field not in shape.keys and field not in shape.uses} - _READ_ALWAYS - LABELS.keys()
-    )
+    others = {field for field in row if field not in shape.keys and field not in shape.uses}
+    return others - _READ_ALWAYS - LABELS.keys()
 
 
 def table() -> str:
