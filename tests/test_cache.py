@@ -26,7 +26,7 @@ def test_the_report_is_no_preference():
     assert built["source"][:] == ["x:2"]
     dropped = {"other split": 1, "identical chosen and rejected": 1}
     known = {"form": "explicit prompt", "rows": 3, "dropped": dropped}
-    assert report == known | {"columns": [], "unused": []}
+    assert report == known | {"columns": [], "unused": [], "speakers": 0}
 
 
 def test_what_is_built_is_a_slice_without_an_index():

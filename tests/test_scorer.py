@@ -9,6 +9,7 @@ from rmkit.labelling.config import FLAGS
 from rmkit.scorer import load_scorer
 from support.oracle import scores_one_by_one
 from support.saved import small, written
+from support.true_rows import TOOL, call
 
 CPU = torch.device("cpu")
 
@@ -77,3 +78,20 @@ def test_a_full_pass_grows_to_the_largest_group_and_no_further(folder, monkeypat
     others = [62 - s for s in sequences([13, 20])]  # their beginnings differ from the prompt's
     loaded.score_tokens([*pair, others[0], others[1][::-1]], np.array([0, 0, 1, 2]))
     assert sorted(seen, reverse=True) == passes
+
+
+def test_whole_messages_and_tools_reach_the_template(folder):
+    loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
+    plain = loaded.tokenizer.chat_template
+    loaded.tokenizer.chat_template = "{{ (tools or '') | string | length }}{{ messages | tojson }}"
+    turns = [{"role": "user", "content": "q"}, call("Ulm")]
+    bare, other = loaded.score([turns, [turns[0], call("Aalen")]])
+    assert bare != other
+    with_tools = loaded.score(turns, tools=[TOOL])
+    assert with_tools != bare
+    margin = loaded.compare("q", [call("Ulm")], [call("Aalen")], tools=[TOOL]).margin
+    assert margin == pytest.approx(with_tools - loaded.score([turns[0], call("Aalen")], tools=[TOOL]), abs=1e-5)
+    loaded.tokenizer.chat_template = plain
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.warns(UserWarning, match="conversation 0: the chat template leaves out tools"):
+        assert loaded.score(said, tools=[TOOL]) == loaded.score(said)

@@ -392,6 +392,11 @@ def test_fields_that_are_not_read_are_said_once_a_file():
     ]
 
 
+def test_speakers_within_a_prompt_are_said():
+    write("a.jsonl", {**row(1), "prompt": "Go on:\n\nHuman: q"}, row(2))
+    assert read("a.jsonl")[1][0].endswith('; 1 prompts hold "Human:" turns and are read as one user\'s text')
+
+
 def test_columns_are_said_and_a_name_that_no_file_has_is_refused():
     write("a.jsonl", {"question": "q", "best": "a", "worst": "b"})
     write("b.jsonl", row(1))

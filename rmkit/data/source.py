@@ -91,6 +91,8 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
     read = f"{read}; dropped: {dropped}" if dropped else read
     read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
+    if report["speakers"]:
+        read += f'; {report["speakers"]:,} prompts hold "Human:" turns and are read as one user\'s text'
     return read + _not_used(report["unused"])
 
 
