@@ -90,9 +90,12 @@ class Scorer:
         scores = self.score_tokens(sequences, np.unique(prompt, return_inverse=True)[1]).tolist()
         return scores[0] if one else scores
 
-    def compare(self, prompt: str | Messages, chosen: str | Messages, rejected: str | Messages) -> "Compared":
-        """Compare two responses: the margin of their rewards, and the probability that `chosen` is preferred."""
-        margin = float(np.subtract(*self.score(prompts=[prompt, prompt], responses=[chosen, rejected])))
+    def compare(
+        self, prompt: str | Messages, chosen: str | Messages, rejected: str | Messages, **more: Any
+    ) -> "Compared":
+        """Compare two responses: the margin of their rewards, and the probability that `chosen` is preferred. `more`
+        are `tools` and `chat_template_kwargs` of `score`."""
+        margin = float(np.subtract(*self.score(prompts=[prompt, prompt], responses=[chosen, rejected], **more)))
         return Compared(margin=margin, probability=float(1.0 / (1.0 + np.exp(-margin))))
 
     def _rendered(self, turns: Messages, i: int, more: dict[str, Any] | None) -> str:

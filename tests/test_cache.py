@@ -27,7 +27,7 @@ def test_the_report_is_no_preference():
     dropped = {"other split": 1, "identical chosen and rejected": 1}
     flaws = {"identical chosen and rejected": 1}
     known = {"form": "explicit prompt", "rows": 3, "dropped": dropped, "flaws": flaws, "bad": []}
-    assert report == known | {"columns": [], "unused": []}
+    assert report == known | {"columns": [], "unused": [], "speakers": 0}
 
 
 def test_what_is_judged_keeps_ties_and_empty_answers():
@@ -81,7 +81,8 @@ def test_a_failure_that_is_not_ours_keeps_its_traceback(monkeypatch):
 
 
 def test_what_is_not_read_is_reported_by_name():
-    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "source": "x"}, {**ROWS[0], "model": "m"}]
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [row | {"source": "x", "model": None}, row | {"source": None, "model": "m"}]
     assert build(Source(shown="x"), Dataset.from_list(rows))[1]["unused"] == ["model", "source"]
 
 

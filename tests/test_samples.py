@@ -4,6 +4,7 @@ import pytest
 
 from rmkit.labelling import samples as samples_module
 from rmkit.labelling.samples import samples
+from support.true_rows import TOOL, call, true_rows
 
 USER, OTHER = {"role": "user", "content": "q"}, {"role": "user", "content": "other"}
 
@@ -120,3 +121,48 @@ def test_a_long_prompt_is_read_once_for_all_its_responses(monkeypatch):
     assert [s.record["sample_id"] for s in found] == [0, 1, 2]
     assert len({s.group for s in found}) == 1
     assert len({s.text for s in found}) == 3
+
+
+def test_the_input_of_alpaca_is_part_of_the_prompt():
+    """It was dropped: 412 of the 999 rows of LLaMA-Factory's alpaca_en_demo have one."""
+    (sample,) = samples({"instruction": "sum up", "input": "a text", "output": "x", "system": "s"})
+    assert sample.prompt == [{"role": "system", "content": "s"}, {"role": "user", "content": "sum up\na text"}]
+    assert set(sample.record) == {"instruction", "output"}, "beside the prompt they would be read twice"
+    with pytest.raises(ValueError, match="field 'input': found the text 'x' beside a prompt"):
+        samples({"prompt": "q", "input": "x", "output": "a"})
+
+
+@pytest.mark.parametrize("name", true_rows())
+def test_both_answers_of_every_shape(name):
+    said = [sample.response[-1]["content"] for sample in samples(true_rows()[name][1])]
+    wanted = {"HelpSteer2": ["good"], "Arena 55k": ["x", ""]}.get(name, ["bad", "good"])
+    assert sorted(said) == sorted(wanted)
+
+
+def test_answers_that_tie_are_samples_too():
+    row = true_rows()["UltraFeedback"][1]
+    for completion in row["completions"]:
+        completion["fine-grained_score"] = 3.0
+    assert sorted(sample.response[0]["content"] for sample in samples(row)) == ["bad", "good"]
+    tied = true_rows()["WebGPT"][1] | {"score_0": 0.5}
+    assert len(samples(tied)) == 2
+
+
+def test_tools_reach_the_template_and_the_record():
+    row = {"prompt": "q", "responses": [[call("Ulm")], [call("Aalen")]], "tools": [TOOL["function"]]}
+    found = samples(row)
+    assert [sample.options for sample in found] == [{"tools": [TOOL]}] * 2
+    assert found[0].record["tools"] == [TOOL]
+    assert found[0].text != found[1].text
+    assert found[0].group != samples({**row, "tools": None})[0].group
+
+
+def test_fields_of_other_names():
+    renames = (("prompt", "question"), ("output", "answer"))
+    (sample,) = samples({"question": "q", "answer": "a"}, renames)
+    assert (sample.prompt, sample.response) == ([USER], said("a"))
+
+
+def test_rows_of_a_rated_response_are_one_sample():
+    (sample,) = samples({"prompt": "q", "response": "a", "ratings": {"helpful": 1}})
+    assert sample.response == said("a")

@@ -67,6 +67,7 @@ def test_columns_and_sources_in_order():
         "prompt": [{"role": "user", "content": "q1"}],
         "chosen": [{"role": "assistant", "content": "good 1"}],
         "rejected": [{"role": "assistant", "content": "bad 1"}],
+        "more": None,
         "margin": 2.0,
         "weight": 1.0,
         "target": 0.5,
@@ -412,3 +413,38 @@ def test_real_pairs(name, count):
     assert len(found) == count
     assert "explicit prompt" in said[0]
     assert all(prompt[-1]["role"] == "user" for prompt in found["prompt"])
+
+
+def test_fields_that_are_not_read_are_said_once_a_file():
+    write("a.jsonl", {**row(1), "source": "x"}, {**row(2), "score_a": 3})
+    assert read("a.jsonl")[1] == [
+        "a.jsonl: explicit prompt; 2 rows, 2 preferences; not used: score_a, source",
+    ]
+
+
+def test_speakers_within_a_prompt_are_said():
+    write("a.jsonl", {**row(1), "prompt": "Go on:\n\nHuman: q"}, row(2))
+    assert read("a.jsonl")[1][0].endswith('; 1 prompts hold "Human:" turns and are read as one user\'s text')
+
+
+def test_columns_are_said_and_a_name_that_no_file_has_is_refused():
+    write("a.jsonl", {"question": "q", "best": "a", "worst": "b"})
+    write("b.jsonl", row(1))
+    said = []
+    columns = ("prompt=question", "chosen=best", "rejected=worst")
+    found = load(("a.jsonl", "b.jsonl"), "train", said.append, columns=columns)
+    assert [turns[0]["content"] for turns in found["prompt"]] == ["q", "q1"]
+    assert said[0].endswith("1 preferences; read as prompt=question, chosen=best, rejected=worst")
+    assert "read as" not in said[1]
+    with pytest.raises(ValueError, match=r"^--data.columns prompt=qestion: no row has such a field"):
+        load(("b.jsonl",), "train", said.append, columns=("prompt=qestion",))
+
+
+def test_rows_in_memory_of_different_fields_lose_none():
+    """A table made of them would have the fields of the first row, and one type for each."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": i}}} for i in (1, "a")]
+    rows = [row(1), row(2) | {"tools": tools}, row(3) | {"prompt": [{"role": "user", "content": "q"}]}]
+    found = load((), "train", print, rows)
+    assert [more is None for more in found["more"]] == [True, False, True]
+    assert json.loads(found["more"][1])["options"]["tools"] == tools
+    assert found["source"][2] == "train rows:2"

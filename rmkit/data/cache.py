@@ -119,7 +119,7 @@ def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
     """The rows of the cached file. The last one holds the report, because the cache keeps nothing but rows."""
     origin = Source(**source)
     report: Row = {"form": "", "rows": 0, "dropped": Counter(), "flaws": Counter(), "bad": []}
-    report |= {"columns": [], "unused": []}
+    report |= {"columns": [], "unused": [], "speakers": 0}
     read = _from_set(origin, rows, report) if origin.named else _from_rows(origin, rows, report)
     for number, preference in read:
         if isinstance(preference, str):
@@ -202,12 +202,14 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
             continue
         if len(unused) < MOST_NAMES:
             unused |= forms.unused(row, shape)
+        report["speakers"] += "\n\nHuman:" in row["prompt"] if type(row.get("prompt")) is str else 0
         number = where.rpartition(" ")[2]
         if not pairs:
             yield number, "no responses of different rank"
         for preference in pairs:
             yield number, preference
     report["unused"] = _some(unused)
+    report["speakers"] *= shape.name == "explicit prompt"
 
 
 def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:

@@ -67,6 +67,7 @@ LABELS: dict[str, Label] = {
 """Every numeric column of a pair. A new one is a line here; a loss finds it in `labels[NAME]` (rmkit.model.loss)."""
 
 _READ_ALWAYS = frozenset(("subset", "id", "split", "type", "ratings", *context.FIELDS))
+_AROUND = frozenset((*context.FIELDS, *CHANGES_THE_TEXT))
 
 
 def detect(row: Any) -> Form:
@@ -134,14 +135,19 @@ def preferences(row: dict[str, Any], form: Form) -> list[dict[str, Any]]:
     shape = SHAPES.get(form)
     if shape is None or shape.named:
         raise ValueError(f"form {form!r}: need one of {', '.join(name for name in SHAPES if not SHAPES[name].named)}")
-    _refuse_what_is_left_out(row, shape)
+    around = not _AROUND.isdisjoint(row)  # most rows have nothing of the kind
     common = _common(row, shape)
+    if around:
+        _refuse_what_is_left_out(row, shape)
+        if (options := context.options(row)) is not None:
+            common["options"] = options
     row_id = common["id"]
     # Lists keep their places without an id too: rmkit.evaluate puts such rows together again.
     numbered = bool(row_id) or form == "response lists"
     made = []
     for suffix, prompt, chosen, rejected, more in _rated(row) if form == "rated responses" else _compared(row, shape):
-        prompt = context.surrounded(row, prompt, (chosen, rejected))
+        if around:
+            prompt = context.surrounded(row, prompt, (chosen, rejected))
         _check_asked(prompt, chosen, rejected)
         made.append(
             {"prompt": prompt, "chosen": chosen, "rejected": rejected, **common, **more}
@@ -155,9 +161,7 @@ def _common(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
     part = "domain" if shape.name == "response lists" and row.get("subset") is None else "subset"  # RM-Bench: domain
     field = "prompt_id" if shape.name == "HALOs pairwise_feedback" and row.get("id") is None else "id"
     common = {label: _label(row, label, kind) for label, kind in LABELS.items()}
-    common |= {"subset": name(row.get(part), part), "id": name(row.get(field), field)}
-    options = context.options(row)
-    return common if options is None else common | {"options": options}
+    return common | {"subset": name(row.get(part), part), "id": name(row.get(field), field)}
 
 
 def _label(row: dict[str, Any], name: str, label: Label) -> float | None:
@@ -190,6 +194,8 @@ def _compared(row: dict[str, Any], shape: Shape) -> Made:
 
 def _check_asked(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
     """ValueError where nobody asked anything: the prompt was lost, or stands where it is not looked for."""
+    if any(message["role"] == "user" for message in prompt):
+        return
     for side in (chosen, rejected):
         if not any(message["role"] == "user" for turns in (prompt, side) for message in turns) and (side or prompt):
             roles = ", ".join(dict.fromkeys(show(message["role"]) for message in [*prompt, *side][:30]))
@@ -210,7 +216,8 @@ def _refuse_what_is_left_out(row: dict[str, Any], shape: Shape) -> None:
 
 def unused(row: dict[str, Any], shape: Shape) -> set[str]:
     """Names of the fields of a row that its form does not read."""
-    return row.keys() - shape.keys - shape.uses - _READ_ALWAYS - LABELS.keys()
+    others = {field for field in row if field not in shape.keys and field not in shape.uses}
+    return others - _READ_ALWAYS - LABELS.keys()
 
 
 def table() -> str:

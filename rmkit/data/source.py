@@ -90,15 +90,16 @@ def load(
 def _in_memory(rows: Sequence[dict] | Dataset, split: Split) -> Dataset:
     if isinstance(rows, Dataset):
         return rows
-    rows = list(rows)
+    rows, problem = list(rows), None
     try:
-        return Dataset.from_list(rows)
+        if all(row.keys() == rows[0].keys() for row in rows):  # a table would have the fields of the first row alone
+            return Dataset.from_list(rows)
     except (pyarrow.ArrowException, TypeError, AttributeError) as error:
         problem = error
-    try:  # rows that no table holds, because a field has another type in each: arguments of tools, lists of parts
+    try:  # or a field has another type in each row: arguments of tools, lists of parts
         return Dataset.from_dict({AS_JSON: [json.dumps(row) for row in rows]})
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError(f"{split} rows: they are no table of preferences ({_words(problem)})") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{split} rows: they are no table of preferences ({_words(problem or error)})") from None
 
 
 def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
@@ -107,6 +108,8 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
     read = f"{read}; dropped: {dropped}" if dropped else read
     read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
+    if report["speakers"]:
+        read += f'; {report["speakers"]:,} prompts hold "Human:" turns and are read as one user\'s text'
     return read + _not_used(report["unused"])
 
 

@@ -42,7 +42,8 @@ def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] =
     with (folder / "index.raw").open("wb") as file:
         for batch in _entries(path, shown, counts, columns):
             file.write(batch.tobytes())
-    if columns and not counts["renames"]:
+    renames = counts.pop("renames")
+    if columns and not renames:
         raise UserError("data.columns", " ".join(columns), "no row has such a field")
     raw = np.memmap(folder / "index.raw", ENTRY, "r")
     kept = np.ones(len(raw), bool)
@@ -60,6 +61,8 @@ def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] =
         filled += len(part)
     whole.flush()
     (folder / "index.raw").unlink()
+    with written_file(folder / "columns.json") as out:
+        out.write(json.dumps(renames) + "\n")
     with written_file(folder / "index.json") as out:  # last: the index is whole where this stands
         out.write(json.dumps(counts) + "\n")
     return counts
@@ -97,7 +100,7 @@ class SampleFile:
         self._file, self._shown = path.open("rb"), shown
         self._unit = unit(self._file)
         self.index = np.load(folder / "index.npy", mmap_mode="r")
-        self._renames = tuple(map(tuple, json.loads((folder / "index.json").read_text())["renames"]))
+        self._renames = tuple(map(tuple, json.loads((folder / "columns.json").read_text())))
         self._held: tuple[int, list[Sample]] = (-1, [])
 
     def __len__(self) -> int:
