@@ -14,7 +14,7 @@ from support.saved import CONFIG, TOKENIZER, small, write_model
 RUN = TrainConfig(
     exp_name="my-rm",
     cache_dir="/home/someone/runs",
-    model=ModelConfig(name="/home/someone/models/base", gradient_checkpointing=True),
+    model=ModelConfig(name="/home/someone/models/base", gradient_checkpointing="on"),
     data=DataConfig(train=("owner/pairs", "/home/someone/a|b.jsonl"), test=("owner/pairs:test",), shuffle=False),
     batch=BatchConfig(pairs=32),
     optim=OptimConfig(lr=1e-5),
