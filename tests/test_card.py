@@ -55,7 +55,7 @@ def test_it_tells_of_data_result_and_flags():
 def test_flags_are_those_that_were_given():
     assert flags(RUN) == [
         "--model.name base",
-        "--model.gradient-checkpointing",
+        "--model.gradient-checkpointing on",
         "--data.train owner/pairs a|b.jsonl",
         "--data.test owner/pairs:test",
         "--data.no-shuffle",
