@@ -5,7 +5,7 @@ lint:
 	ruff format --check .
 
 test:
-	pytest
+	pytest -n 2 --dist loadfile
 
 slow:
 	pytest -m slow

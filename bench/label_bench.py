@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is loaded
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
@@ -39,6 +40,7 @@ from transformers.utils import logging as transformers_logging
 
 from rmkit.batch.trie import pack
 from rmkit.data.tokenizer import encode, render
+from rmkit.model.precision import has_bf16
 from rmkit.runtime import environment, keep_freed
 from rmkit.scorer import load_scorer
 
@@ -46,6 +48,8 @@ SHAPES = {"prompt 512, response 256": (512, 256), "prompt 1024, response 128": (
 BASE = "one at a time"
 PLAIN_BF16 = "one at a time bf16"
 PATHS = (BASE, PLAIN_BF16, "padded 8", "padded 32", "rmkit fp32", "rmkit bf16")
+MORE_PATHS = ("padded 8 bf16", "padded 32 bf16")
+"""Under autocast, which only a GPU gains from"""
 SPREAD = 0.5
 """Sigma of the lognormal response lengths."""
 TOLERANCE = 1e-4
@@ -54,8 +58,8 @@ the error that plain transformers make under the same autocast, one at a time.""
 TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}{{ eos_token }}"
 
 
-def save_model(folder: Path) -> None:
-    """The 13M Llama of step_bench (hidden 384, 6 layers, 8k words) with a context of 4096, and a word a token."""
+def save_tokenizer(folder: Path) -> None:
+    """A word a token: 8k words w4, w5, .. and the template above."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +75,6 @@ def save_model(folder: Path) -> None:
     )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    save_llama(folder, context=4096)
 
 
 def conversations(prompt: int, response: int, prompts: int, k: int) -> list[list[dict]]:
@@ -136,8 +139,8 @@ def serve(name: str, folder: Path, max_tokens: int | None, pipe: Connection) -> 
     if name.startswith("rmkit"):
         path = rmkit_path(folder, name.removeprefix("rmkit "), max_tokens, device)
     else:
-        batch = int(name.removeprefix("padded ")) if name.startswith("padded") else 1
-        path = transformers_path(folder, batch, device, bf16=name == PLAIN_BF16)
+        batch = int(name.split()[1]) if name.startswith("padded") else 1
+        path = transformers_path(folder, batch, device, bf16=name.endswith("bf16"))
     while (turns := pipe.recv()) is not None:
         path(turns[:8])  # it has slept while the others ran, and labelling runs for hours
         start = time.perf_counter()
@@ -213,6 +216,27 @@ def show(shape: str, tokens: dict, result: dict[str, dict], console: Console) ->
     console.print(table)
 
 
+def measure_shapes(folder: Path, names: list[str], settings: argparse.Namespace, console: Console) -> dict[str, dict]:
+    """Tokens, agreement and speed of the paths `names` on each of SHAPES, by the flags of this program."""
+    shapes = {}
+    paths = {name: start(name, folder, settings.max_tokens) for name in names}
+    for shape, lengths in SHAPES.items():
+        console.print(shape, highlight=False)
+        prompt, response = (max(1, round(length * settings.scale)) for length in lengths)
+        turns = conversations(prompt, response, settings.prompts, settings.k)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = [np.array(x) for x in encode(tokenizer, [render(tokenizer, t) for t in turns])]
+        flat, trie = sum(map(len, ids)), pack(ids).tokens
+        tokens = {"completions": len(turns), "flat": flat, "trie": trie, "ratio": flat / trie}
+        result = measure(paths, turns, settings.rounds, console)
+        summary(result)
+        show(shape, tokens, result, console)
+        shapes[shape] = {"tokens": tokens, "paths": result}
+    for ask in paths.values():
+        ask(None)
+    return shapes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a sequence classifier; by default the 13M Llama, made on the spot")
@@ -221,33 +245,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each path is timed")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the lengths, for a quick look")
     parser.add_argument("--max-tokens", type=int, help="tokens of one forward pass of rmkit; by default its own choice")
-    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
+    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS + MORE_PATHS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "label_bench.json")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([BASE, PLAIN_BF16, *arguments.paths]))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # the table in a log
-    shapes = {}
+    if not (torch.cuda.is_available() or has_bf16()):
+        names = [name for name in names if not name.endswith("bf16")]
+        console.print("no bf16 paths: this processor has no bf16 instructions", highlight=False)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.model or Path(temporary)
         if arguments.model is None:
-            save_model(folder)
-        paths = {name: start(name, folder, arguments.max_tokens) for name in names}
-        for shape, lengths in SHAPES.items():
-            console.print(shape, highlight=False)
-            prompt, response = (max(1, round(length * arguments.scale)) for length in lengths)
-            turns = conversations(prompt, response, arguments.prompts, arguments.k)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            ids = [np.array(x) for x in encode(tokenizer, [render(tokenizer, t) for t in turns])]
-            flat, trie = sum(map(len, ids)), pack(ids).tokens
-            tokens = {"completions": len(turns), "flat": flat, "trie": trie, "ratio": flat / trie}
-            result = measure(paths, turns, arguments.rounds, console)
-            summary(result)
-            show(shape, tokens, result, console)
-            shapes[shape] = {"tokens": tokens, "paths": result}
-        for ask in paths.values():
-            ask(None)
+            # The model of step_bench, with a longer context.
+            save_tokenizer(folder)
+            save_llama(folder, context=4096)
+        shapes = measure_shapes(folder, names, arguments, console)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result_file = {
         "bench": "label_bench",

@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is loaded
+
 import torch
 import torch.nn.functional as F
 

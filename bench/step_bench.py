@@ -5,12 +5,14 @@ all of them. The first ten losses are printed beside TRL's: a path that does not
 
     python bench/step_bench.py                                   # pairs made up to the lengths of HH, no file needed
     python bench/step_bench.py --data hh_harmless/train.jsonl    # real pairs
+    python bench/step_bench.py --paths trl trie trie+compiled trie+unthreaded --warm-up 4 --out compile_cpu.json
 
 The model is a Llama from scratch (hidden 384, 6 layers) with an 8k byte-level BPE trained on the pairs; 16 pairs a
 step, float32, no shuffle, constant learning rate 1e-4, no weight decay. Writes bench/results/NAME.json.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -21,6 +23,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is loaded
 
 import numpy as np
 import torch
@@ -29,6 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 PATHS = ("trl", "padded", "packed", "trie")
+VARIANTS = ("trie+compiled", "trie+unthreaded")
+"""The trie with --model.compile on, and with each microbatch made when it is asked for, not by a thread before."""
 LR = 1e-4
 COMPARED = 10
 """Losses that are held against TRL's."""
@@ -89,8 +94,11 @@ def prepare(folder: Path, data: Path | None, pairs: int, max_length: int) -> Non
     save_llama(folder, context=2048)
 
 
-def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
-    """TRL's RewardTrainer; its loss as it is before logging rounds it, seconds from step begin to step end."""
+def run_trl(
+    folder: Path, steps: int, pairs: int, max_length: int, *, bf16: bool = False, microbatches: int = 1
+) -> dict:
+    """TRL's RewardTrainer; its loss as it is before logging rounds it (one a microbatch), seconds from step begin to
+    step end."""
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl import RewardConfig, RewardTrainer
@@ -116,7 +124,8 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
 
     config = RewardConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=pairs,
+        per_device_train_batch_size=pairs // microbatches,
+        gradient_accumulation_steps=microbatches,
         max_steps=steps,
         learning_rate=LR,
         lr_scheduler_type="constant",
@@ -124,7 +133,7 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
         max_length=max_length,
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
@@ -142,11 +151,47 @@ def run_trl(folder: Path, steps: int, pairs: int, max_length: int) -> dict:
     return {"losses": losses, "grad_norms": norms, "seconds": seconds}
 
 
-def run_rmkit(folder: Path, layout: str, steps: int, pairs: int, max_length: int) -> dict:
-    """`python -m rmkit.train` on the same folder, its metrics.jsonl read back; and the seconds that planning and
-    packing took in it."""
+def train_flags(
+    folder: Path, layout: str, steps: int, pairs: int, max_length: int, name: str | None = None
+) -> list[str]:
+    """Flags of `python -m rmkit.train` for the model and pairs of `folder`: file order, a constant rate, no decay.
+    The run is called `name`, by default as the layout."""
+    flags = [
+        "--exp-name",
+        name or layout,
+        "--cache-dir",
+        str(folder / "rmkit"),
+        "--overwrite",
+        "--model.name",
+        str(folder),
+    ]
+    flags += ["--data.train", str(folder / "pairs.jsonl"), "--data.max-length", str(max_length), "--data.no-shuffle"]
+    flags += ["--batch.pairs", str(pairs), "--batch.layout", layout, "--optim.lr", str(LR)]
+    flags += ["--optim.schedule", "constant", "--optim.warmup-ratio", "0", "--optim.weight-decay", "0"]
+    return [*flags, "--optim.max-steps", str(steps), "--save.every", "0"]
+
+
+def steps_of(folder: Path, name: str, pairs: int) -> dict:
+    """What a run of `train_flags` wrote of each step into its metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "rmkit" / name / "metrics.jsonl").open()]
+    return {
+        "losses": [m["loss/train"] for m in lines],
+        "grad_norms": [m["grad_norm"] for m in lines],
+        "seconds": [pairs / m["examples_per_second"] for m in lines],
+        "tokens": [m["tokens/computed"] for m in lines],
+        "flat": [m["tokens/flat"] for m in lines],
+    }
+
+
+def run_rmkit(folder: Path, path: str, steps: int, pairs: int, max_length: int) -> dict:
+    """`python -m rmkit.train` on the same folder; its steps, and the seconds that planning and packing took in them."""
     from rmkit import train
+    from rmkit.batch.build import Batches
     from rmkit.train import main
+
+    layout, _, variant = path.partition("+")
+    if variant == "unthreaded":
+        train.Ahead = lambda items, at_start: contextlib.nullcontext(items)
 
     spent = []
 
@@ -159,25 +204,12 @@ def run_rmkit(folder: Path, layout: str, steps: int, pairs: int, max_length: int
 
         return wrapper
 
-    train.microbatches, train.build = timed(train.microbatches), timed(train.build)
-
-    flags = ["--exp-name", layout, "--cache-dir", str(folder / "rmkit"), "--overwrite", "--model.name", str(folder)]
-    flags += ["--data.train", str(folder / "pairs.jsonl"), "--data.max-length", str(max_length), "--data.no-shuffle"]
-    flags += ["--batch.pairs", str(pairs), "--batch.layout", layout, "--batch.max-tokens", "65536"]
-    flags += ["--optim.lr", str(LR), "--optim.schedule", "constant", "--optim.warmup-ratio", "0"]
-    flags += ["--optim.weight-decay", "0", "--optim.max-steps", str(steps), "--save.every", "0"]
-    flags += ["--model.precision", "fp32"]
+    Batches.split, Batches.pack = timed(Batches.split), timed(Batches.pack)
+    flags = train_flags(folder, layout, steps, pairs, max_length, path) + ["--batch.max-tokens", "65536"]
+    flags += ["--model.precision", "fp32", "--model.compile", "on" if variant == "compiled" else "off"]
     if code := main(flags):
         sys.exit(code)
-    lines = [json.loads(line) for line in (folder / "rmkit" / layout / "metrics.jsonl").open()]
-    return {
-        "losses": [m["loss/train"] for m in lines],
-        "grad_norms": [m["grad_norm"] for m in lines],
-        "seconds": [pairs / m["examples_per_second"] for m in lines],
-        "tokens": [m["tokens/computed"] for m in lines],
-        "flat": [m["tokens/flat"] for m in lines],
-        "packing": sum(spent),
-    }
+    return {**steps_of(folder, path, pairs), "packing": sum(spent)}
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -205,10 +237,10 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2, help="first steps that are not timed")
     parser.add_argument("--rounds", type=int, default=3, help="how often each path is run")
     parser.add_argument("--max-length", type=int, default=1024, help="longer pairs are left out for all paths")
-    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
+    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS + VARIANTS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step_bench.json")
     parser.add_argument("--prepare", type=Path, help="write the model, its tokenizer and the pairs there, and stop")
-    parser.add_argument("--child", choices=PATHS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=PATHS + VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

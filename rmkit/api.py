@@ -18,7 +18,9 @@ def fit(config: TrainConfig, *, train: Rows | None = None, test: Rows | None = N
 
     `train` and `test` are preferences that are in memory already, a list of rows or a `datasets.Dataset` in any form
     that a file may have; they take the place of `config.data.train` and `config.data.test`. Nothing of the process is
-    changed (threads, signal handlers, the state of torch's random generator), and it can be called again.
+    changed (threads, signal handlers, the state of torch's random generator), and it can be called again. The programs
+    also let threads sleep while they wait, which is faster beside other busy processes and can only be asked for before
+    torch is loaded: set OMP_WAIT_POLICY=passive before you start Python.
 
     Raises ValueError with a sentence for the user, as the program prints it: an unknown loss, a run folder that holds
     results, a bad row.

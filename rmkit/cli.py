@@ -1,15 +1,18 @@
 """The command `rmkit PROGRAM ...`, and the error handling that every program runs its work in.
 
-It starts quickly: torch and the like are imported only when a program is named.
+It starts quickly: torch and the like are imported when a program is named and its flags have been read.
 """
 
+import ast
 import contextlib
 import importlib
+import importlib.util
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -20,8 +23,23 @@ PROGRAMS = {
     "train": "train a Bradley-Terry reward model on preference pairs",
     "label": "label completions with a trained reward model",
     "evaluate": "judge a reward model on held-out preference pairs",
+    "check": "check that a folder or a running server gives the scores that rmkit gave",
+    "convert": "turn a reward model of HALOs or OpenRLHF into an ordinary classifier",
 }
 """Name -> what it does. Each is a module of rmkit with a `main` that takes the arguments."""
+
+CONFIGS = {
+    "train": "rmkit.config.TrainConfig",
+    "label": "rmkit.labelling.config.LabelConfig",
+    "evaluate": "rmkit.evaluation.config.EvaluateConfig",
+}
+"""Programs whose flags are a dataclass that can be imported without torch, and which have a `run_program` that takes
+it. Others are imported first, and parse their flags themselves."""
+
+WAITING = "passive"
+"""How threads of a program wait for each other, unless the user sets OMP_WAIT_POLICY: they sleep. By default they spin,
+and where another process keeps the cores busy, each waits for the other's turn (bench/threads_bench.py). OpenMP reads
+it when torch is loaded, so every program sets it first; `import rmkit` and `fit` leave it to their user."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +58,33 @@ def main(arguments: list[str] | None = None) -> int:
         problem = f"{name}: there is no such program" if name else "no program is named"
         terminal.refuse(f"{problem}; give one of {', '.join(PROGRAMS)}, such as rmkit {next(iter(PROGRAMS))} --help")
         return 2
-    return importlib.import_module(f"rmkit.{name}").main(others)
+    try:
+        if name not in CONFIGS:
+            os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
+            return importlib.import_module(f"rmkit.{name}").main(others)
+        flags = parsed(name, others)  # --help or a mistyped flag ends here
+        os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
+        return importlib.import_module(f"rmkit.{name}").run_program(flags)
+    except KeyboardInterrupt:
+        terminal.refuse("stopped before anything was read or written")
+        return 130
+
+
+def parsed(program: str, arguments: list[str] | None = None) -> Any:
+    """The flags of a program as its configuration; --help and a mistyped flag print their answer and exit.
+
+    The text above the flags is the program's docstring, read without importing what it is made of.
+    """
+    import tyro
+
+    module, _, name = CONFIGS[program].rpartition(".")
+    source = importlib.util.find_spec(f"rmkit.{program}").loader.get_source(f"rmkit.{program}")
+    return tyro.cli(
+        getattr(importlib.import_module(module), name),
+        args=arguments,
+        prog=f"python -m rmkit.{program}",
+        description=ast.get_docstring(ast.parse(source)),
+    )
 
 
 def run(

@@ -36,14 +36,30 @@ class ModelConfig:
     """Of a multi head: NAME or NAME=WEIGHT, what rows rate ("ratings": {NAME: 3.5}, any may be missing).
     The reward is the weighted sum of their scores; by default every weight is 1 / K."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; weights, score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone; score and loss are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
+    weights: Literal["auto", "fp32", "bf16"] = "auto"
+    """What embedding and decoder layers are kept in, and their gradients. bf16: 4 bytes a parameter for the two, not 8;
+    a step is rounded at random, so small ones count; gradients of microbatches are added up in bf16.
+    auto: fp32; under --lora.rank and bf16 arithmetic, a bf16 checkpoint's frozen weights stay bf16."""
+    load: Literal["stored", "4bit"] = "stored"
+    """stored: the weights of the checkpoint. 4bit: rounded to 4 bits (nf4) as they are read,
+    under --lora.rank, on a GPU. Needs pip install bitsandbytes."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: Triton kernels for gather, score and loss on a GPU, their PyTorch references on a CPU.
     reference: these everywhere, to compare."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute each layer in the backward pass: less memory, about a third more time.
+    auto: where the step would not fit into the GPU's memory without; never on a CPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers (torch.compile): the first steps take longer, the others less. auto: on a GPU."""
+    attention: Literal["auto", "fa2", "fa3"] = "auto"
+    """On a GPU in bf16: FlashAttention 2, which torch brings, or 3 (package flash_attn_interface, Hopper).
+    auto: 3 where it is installed. env.json says which was used."""
 
     def __post_init__(self) -> None:
+        recompute_ok = self.gradient_checkpointing in ("auto", "on", "off")  # from Python a switch may be given
+        _check(recompute_ok, "--model.gradient-checkpointing", self.gradient_checkpointing, "set auto, on or off")
         multi = self.head == "multi"
         _check(multi or not self.objectives, "--model.objectives", " ".join(self.objectives), "set --model.head multi")
         _check(not multi or bool(self.objectives), "--model.head", "multi", "name what rows rate, --model.objectives")
@@ -90,6 +106,8 @@ class DataConfig:
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 2048."""
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
     """A pair with a longer side is dropped (and counted), cut to its first or last tokens, or stops the run."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read stops the run, or is left out, counted and listed."""
     shuffle: bool = True
     """A new order each epoch, drawn from the seed."""
     workers: int = 0
@@ -137,6 +155,11 @@ class ParallelConfig:
             if given and self.strategy == "ddp":
                 raise ValueError(f"{flag}: it belongs to fsdp; leave it out or set --parallel.strategy fsdp")
 
+    @property
+    def needs_fsdp(self) -> bool:
+        """Whether a flag asks for fsdp, by its name or by what only fsdp does."""
+        return self.strategy == "fsdp" or self.replicate != 1 or self.cpu_offload
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
@@ -177,6 +200,9 @@ class OptimConfig:
     """Passes over the training preferences."""
     max_steps: int = 0
     """Stop after so many optimizer steps; 0: no such limit."""
+    states: Literal["fp32", "bf16", "8bit"] = "fp32"
+    """AdamW's two moments of each matrix: 8, 4 or 2 bytes a parameter. bf16 and 8bit are rounded at random, so that
+    nothing small is lost on average. Those of vectors and of the score head are fp32 always."""
 
     def __post_init__(self) -> None:
         if self.lr is not None:
@@ -235,6 +261,12 @@ class SaveConfig:
     """Steps between checkpoints for --resume; 0: none on a schedule."""
     keep: int = 2
     """Newest checkpoints that stay; the best one (lowest held-out loss) stays besides. 0: all stay."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Weights of FINAL; checkpoints and adapters stay float32.
+    auto: bf16, half the disk, where the backbone computed in it."""
+    binary_head: Literal["fold", "keep"] = "fold"
+    """fold: of a head of two labels FINAL has the reward's row alone, which every reader takes
+    for the score. keep: both rows, as HALOs' own readers expect them."""
 
     def __post_init__(self) -> None:
         _check(self.every >= 0, "--save.every", self.every, "set 0 (none) or more")
@@ -254,6 +286,35 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    only: bool = False
+    """Print what the training would take (pairs, tokens, steps, memory, FLOPs, time) and what would make it fit, and
+    stop before weights are read: the model's configuration and tokenizer are enough."""
+    gpus: int | None = None
+    """Plan for so many GPUs; by default the devices of this run."""
+    memory: float | None = None
+    """GiB of each GPU that is planned for, such as 80; by default that of the GPU here."""
+    mfu: float = 0.4
+    """Share of the GPU's peak rate at which the planned time is told; it is assumed, not measured."""
+    rate: float | None = None
+    """Peak rate of the planned GPU in TFLOP/s (dense bf16); by default that of the GPU here, else of an H100 SXM."""
+
+    def __post_init__(self) -> None:
+        for flag, value, default in (
+            ("--plan.gpus", self.gpus, None),
+            ("--plan.memory", self.memory, None),
+            ("--plan.mfu", self.mfu, 0.4),
+            ("--plan.rate", self.rate, None),
+        ):
+            _check(self.only or value == default, flag, value, "it is for a plan; set --plan.only too")
+        _check(self.gpus is None or self.gpus >= 1, "--plan.gpus", self.gpus, "set at least 1")
+        for flag, value in (("--plan.memory", self.memory), ("--plan.rate", self.rate)):
+            ok = value is None or (value > 0.0 and math.isfinite(value))
+            _check(ok, flag, value, "set a positive number")
+        _check(0.0 < self.mfu <= 1.0, "--plan.mfu", self.mfu, "set a share in (0, 1], such as 0.4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     exp_name: str | None = None
     """The run's folder is CACHE_DIR/EXP_NAME; by default demo, or the model's name with -bt behind it."""
@@ -261,10 +322,13 @@ class TrainConfig:
     """Folder of all runs."""
     seed: int = 0
     """Draws the fresh head and the order of the data."""
+    deterministic: bool = False
+    """On a GPU: the same run again gives the same weights bit for bit, more slowly. On a CPU it always does."""
     resume: bool = False
     """Go on from the newest whole checkpoint of this run."""
     overwrite: bool = False
-    """Delete what an earlier run left in the folder and start anew."""
+    """Replace an earlier run: it moves to old-run/ in its folder, goes when this one has
+    two checkpoints or FINAL, and is put back where this one fails before."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -275,6 +339,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "set a whole number from 0 to 2^63 - 1")
@@ -282,9 +347,17 @@ class TrainConfig:
             plain = self.exp_name not in ("", ".", "..") and not set(self.exp_name) & set("/\\\0")
             _check(plain, "--exp-name", repr(self.exp_name), "set one folder name, without slashes")
         both = self.resume and self.overwrite
-        _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or delete it")
+        _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or replace it")
         base_ok = self.model.name != DEMO or self.lora.keep == "merged"
         _check(base_ok, "--lora.keep", self.lora.keep, "the demo model is in no folder that an adapter could name")
+        if self.model.load == "4bit":
+            for ok, mend in (
+                (self.model.name != DEMO, "the demo model is drawn, not loaded; set --model.name"),
+                (self.lora.rank > 0, "4-bit weights cannot be trained; set --lora.rank too, such as 16"),
+                (self.lora.keep == "adapter", "no merged model is exact; set --lora.keep adapter"),
+                (not self.parallel.needs_fsdp, "fsdp cannot shard 4-bit weights; set --parallel.strategy ddp"),
+            ):
+                _check(ok, "--model.load", "4bit", mend)
         max_length = self.data.max_length
         if max_length is not None and max_length > self.batch.max_tokens:
             raise ValueError(
@@ -306,8 +379,16 @@ class TrainConfig:
             data = dataclasses.replace(data, train=(name,), test=data.test or (name,))
         if optim.lr is None:
             optim = dataclasses.replace(optim, lr=2e-3 if demo else 5e-6)
-        default_name = DEMO if demo else f"{Path(self.model.name.rstrip('/')).name}-bt"
+        default_name = DEMO if demo else f"{_called(Path(self.model.name))}-bt"
         return dataclasses.replace(self, exp_name=self.exp_name or default_name, data=data, optim=optim)
+
+
+def _called(model: Path) -> str:
+    """The name of a model: that of its run where it is a run's FINAL, adapter or checkpoint."""
+    parts = list(model.parts)
+    while len(parts) > 1 and (parts[-1] in ("FINAL", "adapter", "checkpoints") or parts[-1].startswith("step-")):
+        parts.pop()
+    return parts[-1].strip("/") if parts else ""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -328,6 +409,8 @@ def _built(kind: type, values: Any, prefix: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"config.json: unknown key {prefix + key!r}; it was written by another version")
+        if prefix + key == "model.gradient_checkpointing" and isinstance(value, bool):
+            value = "on" if value else "off"  # it was a switch once
         _check_choices(known[key], value, prefix + key)
         if dataclasses.is_dataclass(known[key]):
             value = _built(known[key], value, f"{prefix}{key}.")

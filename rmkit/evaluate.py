@@ -3,27 +3,33 @@
 Leaves OUT/ with metrics.json, scores.jsonl (a line per pair) and report.html, one file that opens without a network.
 """
 
+import sys
+
+from rmkit import cli
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))
+
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from datasets import Dataset
 from rich.console import Console
 
-from rmkit import cli, demo_model, runtime
+from rmkit import demo_model, runtime
 from rmkit.config import DEMO_MODEL
 from rmkit.data import source
+from rmkit.data.counts import Counts
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, first_then_others, on_first_rank, rank, ranks
 from rmkit.errors import AgreedError, UserError
-from rmkit.evaluation.benchmarks import write_rewardbench
 from rmkit.evaluation.config import FLAGS, EvaluateConfig
+from rmkit.evaluation.rewardbench import write_rewardbench
 from rmkit.evaluation.scores import Scored, score_pairs, with_a_preferred_side
 from rmkit.scorer import Scorer, load_scorer
 from rmkit.storage.atomic import written_folder
@@ -50,6 +56,7 @@ def score(
                 precision=config.precision,
                 max_tokens=config.max_tokens,
                 max_length=config.max_length,
+                end_token=config.end_token,
                 say=note,
             )
         except UserError as error:
@@ -77,10 +84,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
             torch.set_num_threads(1)  # as training does: too small to gain from a second core
     began = time.perf_counter()
 
-    def load() -> tuple[Dataset, dict[str, int]]:
-        return with_a_preferred_side(source.load(config.data, "test", note, columns=config.columns), note)
+    def load() -> tuple[Dataset, dict[str, int], Counts]:
+        counts = Counts()
+        kept = {"columns": config.columns, "bad_rows": config.bad_rows, "judged": True, "counts": counts}
+        return *with_a_preferred_side(source.load(config.data, "test", note, **kept), note), counts
 
-    preferences, undecided = first_then_others(load)
+    preferences, undecided, counts = first_then_others(load)
     scored, other = score("model.name", config.model, preferences, config, device, terminal, note), None
     if config.against is not None:
         other = score("against", config.against, preferences, config, device, terminal, note)
@@ -90,15 +99,18 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
             raise AgreedError(UserError("against", config.against, nothing))  # every rank comes here
         if len(both) < max(len(scored.rows), len(other.rows)):
             note(f"{len(both)} pairs fit both models; the numbers are of these")
-        scored, other = scored.only(both), other.only(both)
+        scored = scored.only(both, f"does not fit --against {config.against}")
+        other = other.only(both, f"does not fit --model {config.model}")
+    counts.pairs_dropped.update({**undecided, **scored.dropped})
 
     def report() -> None:
         described = {
+            "counts": counts.as_dict(),
             "notes": notes,
             "seconds": time.perf_counter() - began,
             "environment": runtime.environment(device, ranks()),
         }
-        write_results(config, preferences, undecided, scored, other, described, terminal)
+        write_results(config, preferences, scored, other, described, terminal)
 
     on_first_rank(report)
     launch.end(accelerator)
@@ -116,7 +128,6 @@ def check_installed() -> None:
 def write_results(
     config: EvaluateConfig,
     preferences: Dataset,
-    undecided: dict[str, int],
     scored: Scored,
     other: Scored | None,
     run: dict,
@@ -127,7 +138,7 @@ def write_results(
 
     columns = metrics.columns(preferences, scored, other)
     measured = metrics.measure(preferences, scored, columns)
-    measured["dropped"] = {**undecided, **measured["dropped"]}
+    measured["dropped"] = run["counts"]["pairs_dropped"]
     described = {
         "model": config.model,
         "data": list(config.data),
@@ -158,13 +169,9 @@ def write(config: EvaluateConfig, described: dict, columns: dict[str, np.ndarray
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and evaluate; 2 with a boxed sentence on a user's error, 130 on Ctrl-C."""
-
-    def work(console: Console) -> int:
-        config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m rmkit.evaluate", description=__doc__)
-        return evaluate(config, console)
-
-    return cli.run(work, "stopped: nothing was written", flags=FLAGS)
+    return run_program(cli.parsed("evaluate", arguments))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run_program(flags: EvaluateConfig) -> int:
+    """Evaluate as the parsed flags say; the exit status of `main`."""
+    return cli.run(lambda console: evaluate(flags, console), "stopped: nothing was written", flags=FLAGS)

@@ -5,9 +5,15 @@ all. Until then the scores lie beside it in .FEEDBACK.partial/, from which --res
 several processes under accelerate launch or torchrun. With no argument, embedded samples and the demo model.
 """
 
+import sys
+
+from rmkit import cli
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    sys.exit(cli.main(["label", *sys.argv[1:]]))
+
 import contextlib
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 
-from rmkit import cli, demo_model
+from rmkit import demo_model
 from rmkit.config import DEMO_MODEL
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank, ranks
@@ -122,6 +127,7 @@ def label_into(partial: PartialScores, config: LabelConfig, device: torch.device
                     precision=config.precision,
                     max_tokens=config.max_tokens,
                     max_length=config.max_length,
+                    end_token=config.end_token,
                     say=say,
                 )
             )
@@ -216,15 +222,13 @@ def show_demo(output: Path, say: Callable[[str], None], count: int = 4) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and label; 2 with a boxed sentence on a user's error, 130 or 143 when stopped by a signal."""
+    return run_program(cli.parsed("label", arguments))
 
-    def work(console: Console) -> int:
-        config = tyro.cli(LabelConfig, args=arguments, prog="python -m rmkit.label", description=__doc__)
-        return label(config, console)
 
+def run_program(flags: LabelConfig) -> int:
+    """Label as the parsed flags say; the exit status of `main`."""
     # While it scores, Ctrl-C ends the chunk first; this is before or after.
     kept_so_far = "what was scored is kept, go on with --resume"
-    return cli.run(work, f"interrupted: {kept_so_far}", kept_so_far.capitalize(), FLAGS)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return cli.run(
+        lambda console: label(flags, console), f"interrupted: {kept_so_far}", kept_so_far.capitalize(), FLAGS
+    )

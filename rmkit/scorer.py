@@ -24,7 +24,7 @@ from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.distributed.sharding import placed
 from rmkit.errors import UserError, flag
 from rmkit.model.adapter import tokenizer_of
-from rmkit.model.pretrained import build_model, check_length, load_config, saved_head
+from rmkit.model.pretrained import PAD_AT_END, build_model, check_length, load_config, pad_at_end, saved_head
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage.export import verify
 
@@ -53,6 +53,8 @@ class Scorer:
     """Tokens to which a pass is filled; more, up to `max_tokens`, only for a prompt group that is larger"""
     max_length: int
     """Most tokens of a conversation that is scored"""
+    unscored: int | None = None
+    """A token that is passed over where it ends a conversation (--end-token before-pad)"""
 
     def score(
         self,
@@ -110,6 +112,8 @@ class Scorer:
         rewards = np.empty(len(sequences), np.float32)
         if len(sequences) == 0:
             return rewards
+        if self.unscored is not None:
+            sequences = [_before(sequence, self.unscored) for sequence in sequences]
         lengths = np.array([[len(s)] for s in sequences])
         texts = TokenisedTexts(columns=(sequences,), lengths=measure([sequences], lengths, group))
         items, of_group = np.arange(len(sequences)), np.unique(group, return_inverse=True)[1]
@@ -126,6 +130,12 @@ class Scorer:
                 scores = self.model(batches.pack(positions).to(self.model.device))
                 rewards[positions] = self.model.head.rewards(scores).cpu().numpy()
         return rewards
+
+
+def _before(sequence: np.ndarray, pad: int) -> np.ndarray:
+    """A sequence up to its last token that is not `pad`: what stands behind it changes nothing before it."""
+    others = np.flatnonzero(sequence != pad)
+    return sequence[: others[-1] + 1] if len(others) else sequence[:1]
 
 
 class Compared(NamedTuple):
@@ -168,23 +178,31 @@ def load_scorer(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     max_tokens: int | None = None,
     max_length: int | None = None,
+    end_token: Literal["last", "before-pad"] = "last",
     say: Callable[[str], None] = lambda text: None,
 ) -> Scorer:
     """Load a reward model: a folder that rmkit wrote (its self-check is verified), or anyone's sequence classifier
     with 1 label, or 2 as HALOs saves them (the reward is logit 1).
 
     Without an rmkit.json, `say` tells what is assumed about template and end token. `max_tokens` defaults to `BUDGET`
-    of the device, `max_length` to the model's context, at most `max_tokens` or, without it, `LONGEST`. Raises UserError
-    on a model without a score head, of an untested family, or with missing tensors.
+    of the device, `max_length` to the model's context, at most `max_tokens` or, without it, `LONGEST`. `end_token`
+    matters where a model's pad token ends conversations: before-pad scores the token before it, as transformers does.
+    Raises UserError on a model without a score head, of an untested family, or with missing tensors.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(name)
     architecture = load_config(name)
     if saved_head(architecture, name) is None:
         kind = architecture.architectures[0]
-        hint = f"it is a {kind}, which has no score head; train one with python -m rmkit.train --model.name {name}"
+        train = f"python -m rmkit.train --model.name {name} --data.train FILE"
+        hint = f"it is a {kind}, which has no score head; train one with {train}"
         raise UserError("model.name", name, hint)
     tokenizer = load_tokenizer(tokenizer_of(name), say)
+    pad = pad_at_end(architecture, tokenizer)
+    if pad is not None:
+        asked = "the one before" if end_token == "before-pad" else "the last"
+        other = "last" if end_token == "before-pad" else "before-pad"
+        say(f"{PAD_AT_END.format(name=name)}. Here {asked} is scored; --end-token {other} scores the other")
     longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)
     check_length(architecture, longest)
     if max_tokens is not None and longest > max_tokens:
@@ -196,7 +214,8 @@ def load_scorer(
     )
     model = placed(build_model(config, architecture, len(tokenizer), tokenizer.pad_token_id, say), device).eval()
     checked = verify(model, tokenizer, Path(name))
-    say(checked or f"{name} has no rmkit.json: its own chat template is used, and the last token of the text is scored")
+    scored = "the last token" if pad is None or end_token == "last" else "the last token that is no pad token"
+    say(checked or f"{name} has no rmkit.json: its own chat template is used, and {scored} of the text is scored")
     if model.bf16:
         _round_projections(model)
     return Scorer(
@@ -206,6 +225,7 @@ def load_scorer(
         max_tokens=budget,
         full=min(budget, FULL[device.type]) if max_tokens is None else budget,
         max_length=longest,
+        unscored=pad if end_token == "before-pad" else None,
     )
 
 

@@ -98,12 +98,14 @@ class Progress:
 
 
 def stepped(m: dict[str, Any]) -> str:
-    """The text of a training step: loss, accuracy, pairs/s, tokens/s, share of the tokens saved."""
+    """The text of a training step: loss, accuracy, pairs/s, tokens/s, share of the tokens saved; what a GPU tells."""
     saved = 1.0 - m["tokens/computed"] / max(1, m["tokens/flat"])
     accuracy = f"acc {m['rewards_train/accuracies']:.3f}  " if "rewards_train/accuracies" in m else ""
+    gpu = f"  MFU {m['tokens/mfu']:.0%}" if "tokens/mfu" in m else ""
+    gpu += f"  {m['memory/peak_gib']:.1f} GiB" if "memory/peak_gib" in m else ""
     return (
         f"loss {m['loss/train']:.4f}  {accuracy}"
-        f"{m['examples_per_second']:.1f} pairs/s  {m['tokens_per_second']:,.0f} tokens/s  {saved:.0%} saved"
+        f"{m['examples_per_second']:.1f} pairs/s  {m['tokens_per_second']:,.0f} tokens/s  {saved:.0%} saved{gpu}"
     )
 
 

@@ -4,46 +4,57 @@ Leaves CACHE_DIR/EXP_NAME/ with config.json, env.json, metrics.jsonl, checkpoint
 FINAL/, an ordinary Hugging Face sequence classifier.
 """
 
+import sys
+
+from rmkit import cli
+
+if __name__ == "__main__":  # flags are read before the imports below, which take seconds
+    sys.exit(cli.main(["train", *sys.argv[1:]]))
+
 import contextlib
+import functools
 import math
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmkit import cli, terminal
+from rmkit import terminal
+from rmkit.batch.ahead import Ahead
 from rmkit.batch.build import Batches
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import epoch_order
+from rmkit.batch.trie import PackedBatch
 from rmkit.config import DEMO, TrainConfig, to_dict
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import agreed, agreed_stop, first_then_others, rank, ranks
 from rmkit.distributed.sharding import accumulating, distribute
 from rmkit.errors import AgreedError
+from rmkit.model import compile as compiler
+from rmkit.model import flash
 from rmkit.model.loss import PairSums
 from rmkit.model.pretrained import build_model
 from rmkit.model.reward_model import RewardModel
-from rmkit.runtime import Stop, stop_asked
+from rmkit.runtime import SIGNALS, Stop, stop_asked
 from rmkit.storage import training_state
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import verify, write_model
-from rmkit.storage.run_folder import open_run
-from rmkit.training import validation
+from rmkit.storage.run_folder import claimed, open_run, replace_earlier
+from rmkit.training import plan, plan_table, validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import adamw, clip, learning_rate
-from rmkit.training.record import Result, Step, record, refused, report
+from rmkit.training.record import Meter, Result, Step, card_of, record, refused, report
+from rmkit.training.repeat import repeatable
 from rmkit.training.trackers import check_trackers, open_mirrors
 from rmkit.training.validation import all_ranks, means
 
@@ -64,6 +75,11 @@ class Run:
     max_length: int
     progress: Progress
     """Step 0, or the step of the checkpoint it resumes from"""
+    plan: plan.Plan
+    meter: Meter
+    attention: flash.Flash | None = None
+    """What computes attention, where it is one of these"""
+    compiled: bool = False
 
     @property
     def steps_an_epoch(self) -> int:
@@ -74,6 +90,31 @@ class Run:
         steps = self.steps_an_epoch * self.config.optim.epochs
         return min(steps, self.config.optim.max_steps or steps)
 
+    def microbatches(self, step: int) -> "Iterator[Microbatch]":
+        """What this rank runs from `step` on to the last step, on its device."""
+        order, order_epoch, pairs = np.empty(0), -1, self.config.batch.pairs
+        for coming in range(step, self.steps):
+            epoch, position = divmod(coming, self.steps_an_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(self.train.items.group, epoch, self.config), epoch
+            indices = order[position * pairs : (position + 1) * pairs]
+            for batch, last in self.train.microbatches(indices):
+                flops = self.meter.flops(batch)
+                yield Microbatch(batch=batch.to(self.accelerator.device), last=last, indices=indices, flops=flops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microbatch:
+    """The pairs that a rank runs forward and backward at once."""
+
+    batch: PackedBatch
+    last: bool
+    """Whether it is the rank's last one of its step"""
+    indices: np.ndarray
+    """The global batch that it is a part of"""
+    flops: float
+    """Of the model's mathematics; 0 where no peak rate is known"""
+
 
 def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], memory: Memory) -> Run:
     """Read what the run needs, cheapest first, so that a wrong flag shows before the weights are read."""
@@ -81,12 +122,20 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     name = str(weights or config.model.name)  # --resume goes on from the checkpoint's weights
     inputs = first_then_others(lambda: read(config, name, memory, say))
     tokenizer = inputs.tokenizer
+    planned = plan.at_start(config, inputs.architecture, inputs.train, ranks(), say)
+    config = planned.config
     loading = replace(config, model=replace(config.model, name=name))
+    device = accelerator.device
+    kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device))
+    compiled = agreed(lambda: compiler.wanted(config.model.compile, device))
     model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
+    if compiled:
+        compiler.compile_layers(model, repeatable=config.deterministic)
+        say("the decoder layers are compiled: the first steps take longer than the others")
     wrapped = distribute(model, config.parallel, accelerator)
     if name != DEMO and (checked := verify(model, tokenizer, Path(name))):
         say(checked)
-    optimizer = adamw(model, config.optim)
+    optimizer = adamw(model, config.optim, config.seed)
     if weights is not None:
         agreed(lambda: training_state.load(weights / "training", model, optimizer))
 
@@ -111,10 +160,15 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
         test=None if inputs.test is None else batches(inputs.test),
         max_length=inputs.max_length,
         progress=progress,
+        plan=planned,
+        meter=Meter.of(planned, device),
+        attention=kernel,
+        compiled=compiled,
     )
     if progress.step:
         say(f"resumed at step {progress.step} of {run.steps}")
-    device = accelerator.device
+    if config.deterministic and device.type == "cpu":
+        say("--deterministic changes nothing on a CPU: a training repeats bit for bit there")
     where = f"{ranks()} x {device.type}" if ranks() > 1 else str(device)
     parameters = sum(p.numel() for p in model.parameters())
     pairs = f"{len(inputs.train)} training pairs, {run.steps} steps of {config.batch.pairs}"
@@ -122,41 +176,56 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     return run
 
 
-def train_step(run: Run, indices: np.ndarray, step: int) -> Step:
-    """Optimizer step number `step` on the global batch `indices`, split over ranks and microbatches. Raises AgreedError
-    where loss or gradient norm is not finite; the weights are then those of the step before."""
-    config, device = run.config, run.accelerator.device
-    sums, flat, computed = None, 0, 0
-    for batch, last in run.train.microbatches(indices):
-        batch = batch.to(device)
-        with accumulating(run.wrapped, last):
+def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) -> Step:
+    """Optimizer step number `step` on the microbatches `coming` up to its last one. Raises AgreedError where loss or
+    gradient norm is not finite; the weights are then those of the step before."""
+    config, sums, flat, computed, flops = run.config, None, 0, 0, 0.0
+    for part in coming:
+        with accumulating(run.wrapped, part.last):
             # A sum over the global batch; DDP and FSDP2 average over the ranks, which the divisor undoes.
-            loss, _, of_batch = run.wrapped(batch, config.loss, len(indices) / ranks())
+            loss, _, of_batch = run.wrapped(part.batch, config.loss, len(part.indices) / ranks())
             loss.backward()
         sums = of_batch if sums is None else sums + of_batch
-        flat, computed = flat + batch.flat_tokens, computed + batch.tokens
+        flat, computed = flat + part.batch.flat_tokens, computed + part.batch.tokens
+        flops += part.flops
+        if part.last:
+            break
     # Filled on the device, and read from it once: a copy from the host or a second read would wait for the backward.
-    tokens = [sums.values.new_full((1,), count) for count in (flat, computed)]
-    sums = PairSums((*sums.names, "flat", "computed"), torch.cat([sums.values, *tokens]))
+    # The signals go with it, so that all ranks stop at the same step without asking each other.
+    counts = {"flat": flat, "computed": computed, "flops": flops}
+    counts |= {each.name: stop.received == each for each in SIGNALS}
+    filled = [sums.values.new_full((1,), float(count)) for count in counts.values()]
+    sums = PairSums((*sums.names, *counts), torch.cat([sums.values, *filled]))
     sums, norm = all_ranks(sums, run.accelerator), clip(run.model, config.optim.max_grad_norm)
     summed = PairSums((*sums.names, "norm"), torch.cat([sums.values, norm.double()[None]])).as_dict()
-    metrics, grad_norm = means(summed, len(indices), "train"), summed["norm"]
+    metrics, grad_norm = means(summed, len(part.indices), "train"), summed["norm"]
     if not (math.isfinite(metrics["loss/train"]) and math.isfinite(grad_norm)):
-        raise AgreedError(refused(step, metrics["loss/train"], grad_norm, run.train.items, indices))
+        raise AgreedError(refused(step, metrics["loss/train"], grad_norm, run.train.items, part.indices))
     lr = learning_rate(config.optim, step, run.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    flat, computed = int(summed["flat"]), int(summed["computed"])
-    return Step(metrics=metrics, grad_norm=grad_norm, lr=lr, tokens_flat=flat, tokens_computed=computed)
+    return Step(
+        metrics=metrics,
+        grad_norm=grad_norm,
+        lr=lr,
+        tokens_flat=int(summed["flat"]),
+        tokens_computed=int(summed["computed"]),
+        flops=summed["flops"],
+        pairs=len(part.indices),
+        stop=max((each for each in SIGNALS if summed[each.name]), default=None),
+    )
 
 
 def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop) -> Result:
     """Train to the end, or to the step at which a signal asks to stop."""
     config, progress, evaluated = run.config, run.progress, {}
-    began, order, order_epoch = progress.step, np.empty(0), -1
-    with Saver(config.folder, config) as saver:
+    began, stopped, device = progress.step, None, run.accelerator.device
+    # A new thread's device is the first GPU, whatever this rank's is. Its stream is the one that computes here: what it
+    # copies is there before what is asked for afterwards.
+    at_start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with Saver(config.folder, config) as saver, Ahead(run.microbatches(began), at_start) as coming:
         while True:
             step = progress.step
             # Once in a while. What was due at the step of a checkpoint was done before it was written.
@@ -174,21 +243,20 @@ def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Pro
                 break
             if saver.failed():  # seen by one rank first: it stops all of them, and save() says why
                 stop.received = signal.SIGTERM
-            if number := agreed_stop(stop, run.accelerator.device):
+            if step == began or ranks() == 1:  # later the sums of a step tell what other ranks have received
+                stopped = agreed_stop(stop, device)
+            if stopped:
                 progress = save(run, saver, progress, metrics)
                 saver.wait()
-                shown.say(f"stopped by {number.name} at step {step}: go on with --resume")
-                return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress, stopped=number)
+                shown.say(f"stopped by {stopped.name} at step {step}: go on with --resume")
+                return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress, stopped=stopped)
             # The step.
             step_began = time.perf_counter()
-            epoch, position = divmod(step, run.steps_an_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = epoch_order(run.train.items.group, epoch, config), epoch
-            indices = order[position * config.batch.pairs : (position + 1) * config.batch.pairs]
-            done = train_step(run, indices, step)
+            done = train_step(run, coming, step, stop)
+            stopped = done.stop
             # The record.
-            progress = replace(progress, step=step + 1, examples=progress.examples + len(indices))
-            values = record(done, progress, len(indices), time.perf_counter() - step_began)
+            progress = replace(progress, step=step + 1, examples=progress.examples + done.pairs)
+            values = record(done, progress, time.perf_counter() - step_began, run.meter)
             metrics.write(values)
             bar.show(progress.step, terminal.stepped(values))
     return Result(final=config.folder / "FINAL", metrics=evaluated, progress=progress)
@@ -213,27 +281,47 @@ def run_training(
 ) -> Result:
     """Train as the resolved `config` says, to the end or until the `Stop` that `stops` opens around the loop is set.
 
-    Raises ValueError with a sentence for the user.
+    Raises ValueError with a sentence for the user. What torch is told for the process holds until it returns.
     """
     began = time.perf_counter()
-    asked = launch.overruled(config)
-    accelerator = launch.start()
-    shown = terminal.Terminal(console, rank() == 0)
+    with repeatable(config.deterministic), compiler.compiling():
+        asked = launch.overruled(config)
+        accelerator = launch.start()
+        shown = terminal.Terminal(console, rank() == 0)
+        for sentence in asked:
+            shown.say(sentence)
+        if config.plan.only:
+            inputs = first_then_others(lambda: read(config, config.model.name, memory or Memory(), shown.say))
+            plan_table.show(plan.made(config, inputs.architecture, inputs.train, ranks()), shown)
+            return Result(final=config.folder / "FINAL", metrics={}, progress=Progress())
+        agreed(lambda: check_trackers(config.log.to if shown.main else ()))
+        with claimed(config, shown.say):
+            return train(config, accelerator, shown, stops, memory or Memory(), began)
+
+
+def train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    shown: terminal.Terminal,
+    stops: Callable[[], contextlib.AbstractContextManager[Stop]],
+    memory: Memory,
+    began: float,
+) -> Result:
+    """`run_training` in a folder that is claimed; an earlier run there is replaced when all that it needs is read."""
     say = shown.say
-    for sentence in asked:
-        say(sentence)
-    agreed(lambda: check_trackers(config.log.to if shown.main else ()))
-    run = start(config, accelerator, say, memory or Memory())
+    run = start(config, accelerator, say, memory)
+    replace_earlier(config, say)
     folder = config.folder if shown.main else None
-    describe(folder, to_dict(config), accelerator.device, ranks())
+    describe(folder, to_dict(config), accelerator.device, ranks(), attention=run.attention, compiled=run.compiled)
     mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
     bar = shown.progress("step", run.steps, run.progress.step)
     with contextlib.closing(metrics):
-        with contextlib.closing(bar), stops() as stop:
+        with contextlib.closing(bar), flash.running(run.attention), stops() as stop, plan.told_if_full(run.plan):
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
-            write_model(run.model, run.tokenizer, config, run.max_length, result.final)
+            card = card_of(config, run.train.items, run.test and run.test.items, result)
+            write_model(run.model, run.tokenizer, config, run.max_length, result.final, card)
             if shown.main:
                 report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)
@@ -242,9 +330,14 @@ def run_training(
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and train; 2 with a boxed sentence on a user's error, 130 or 143 when stopped by a signal."""
+    return run_program(cli.parsed("train", arguments))
+
+
+def run_program(flags: TrainConfig) -> int:
+    """Train as the parsed flags say; the exit status of `main`."""
 
     def work(console: Console) -> int:
-        config = tyro.cli(TrainConfig, args=arguments, prog="python -m rmkit.train", description=__doc__).resolved()
+        config = flags.resolved()
         if config.model.name == DEMO and "OMP_NUM_THREADS" not in os.environ:
             # Too small to gain from a second core, and threads that wait for one that is busy elsewhere lose tenfold.
             torch.set_num_threads(1)
@@ -254,7 +347,3 @@ def main(arguments: list[str] | None = None) -> int:
     # While it trains, Ctrl-C ends the step first and writes a checkpoint; this is before or after.
     before_or_after = "stopped before the first step or after the last: no checkpoint is written"
     return cli.run(work, before_or_after, "Go on from the last checkpoint with --resume")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tiny tensors gain nothing from a second core, which another worker (pytest -n 2) uses; what tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

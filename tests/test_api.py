@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_fit_changes_nothing_of_the_process_and_can_be_called_again(tmp_path):
     assert second.metrics == {}
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("ahead", "checkpoint"))]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 

@@ -104,6 +104,16 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["FINAL"]
 
 
+def test_a_kill_between_the_two_names_loses_neither(tmp_path):
+    """The old folder has given its name away, and the new one has not taken it."""
+    (tmp_path / ".FINAL.old").mkdir()
+    (tmp_path / ".FINAL.old" / "a").write_text("1")
+    with pytest.raises(BrokenError):
+        fail_after_writing(tmp_path / "FINAL")
+    assert (tmp_path / "FINAL" / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["FINAL"]
+
+
 def test_everything_is_on_the_disk_before_the_folder_takes_its_name(tmp_path, monkeypatch):
     before, after = [], []
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AttentionInterface
@@ -108,20 +110,17 @@ def test_registered_by_its_name():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
+@pytest.mark.parametrize(("heads", "dim"), [((4, 4), 64), ((8, 2), 64), ((8, 2), 128), ((4, 4), 96), ((4, 2), 256)])
 @pytest.mark.parametrize("layout", ["trie", "packed"])
-def test_cuda_varlen_no_worse_than_twice_plain_bf16(layout, heads, window, monkeypatch):
+def test_cuda_varlen_no_worse_than_twice_plain_bf16(layout, heads, dim, window, monkeypatch):
     segments, total = row(layout)
-    segments = type(segments)(
-        cu_seqlens_q=segments.cu_seqlens_q.cuda(),
-        cu_seqlens_k=segments.cu_seqlens_k.cuda(),
-        kv_index=None if segments.kv_index is None else segments.kv_index.cuda(),
-        lengths=segments.lengths,
-    )
+    listed = None if segments.kv_index is None else segments.kv_index.cuda()
+    on_card = {"cu_seqlens_q": segments.cu_seqlens_q.cuda(), "cu_seqlens_k": segments.cu_seqlens_k.cuda()}
+    segments = replace(segments, **on_card, kv_index=listed, made={})
     if layout == "trie":
         assert any(n != m for n, m in segments.lengths)
-    inputs = tensors(total, heads, dim=64, dtype=torch.bfloat16, device="cuda")
-    upstream = torch.randn(1, total, heads[0], 64, generator=torch.Generator().manual_seed(2)).cuda().bfloat16()
+    inputs = tensors(total, heads, dim=dim, dtype=torch.bfloat16, device="cuda")
+    upstream = torch.randn(1, total, heads[0], dim, generator=torch.Generator().manual_seed(2)).cuda().bfloat16()
     varlen, used = attention._varlen, []
 
     def counted(*arguments):

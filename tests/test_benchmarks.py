@@ -1,116 +1,132 @@
-"""RewardBench's sections and file, and rows of several responses put together again from their pairs."""
-
-import json
+"""The benchmarks' own scores of pairs whose scores are known."""
 
 import numpy as np
 import pytest
 
-from rmkit.data.forms import detect, preferences
-from rmkit.evaluation import benchmarks
+from rmkit.evaluation.benchmarks import Rows, benchmark_of, scores
+from rmkit.evaluation.lists import list_rows
 
 
-def test_weights_are_the_published_ones():
-    weights = {name: sum(subsets.values()) for name, subsets in benchmarks.SECTIONS.items()}
-    assert weights == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 1968, "Prior": 4}
-
-
-def test_sections_of_known_accuracies():
-    found = benchmarks.sections(
-        {"alpacaeval-easy": 0.9, "mt-bench-med": 0.5, "math-prm": 1.0, "hep-go": 0.5, "shp": 0.4, "summarize": 0.6}
+def scored(rows: list[dict]) -> tuple[list[str], Rows]:
+    """Rows with `source`, `subset`, `chosen` and `rejected` (scores, or lists of them) as the pairs they make."""
+    source, ids, chosen, rejected, subset = [], [], [], [], []
+    for row in rows:
+        sides = [x if isinstance(x, list) else [x] for x in (row["chosen"], row["rejected"])]
+        listed = isinstance(row["chosen"], list)
+        for i, better in enumerate(sides[0]):
+            for j, worse in enumerate(sides[1]):
+                source.append(row["source"])
+                ids.append(f"{row.get('id', '')}/{i}>{j}" if listed else row.get("id", ""))
+                chosen.append(better)
+                rejected.append(worse)
+                subset.append(row["subset"])
+    of_lists, broken = list_rows(source, ids, np.arange(len(ids)))
+    assert not broken
+    n = np.arange(len(ids))
+    found = Rows(
+        chosen=np.array(chosen, float),
+        rejected=np.array(rejected, float),
+        subset=np.array(subset),
+        own=n,
+        lists=of_lists,
     )
-    chat, reasoning, prior = (found["sections"][name] for name in ("Chat", "Reasoning", "Prior"))
-    assert chat["score"] == pytest.approx((0.9 * 100 + 0.5 * 40) / 140)
-    assert chat["covered"] == pytest.approx(140 / 358)
-    assert chat["subsets"] == ["alpacaeval-easy", "mt-bench-med"]
-    assert reasoning["score"] == pytest.approx((984 + 82) / (984 + 164))
-    assert prior["score"] == pytest.approx(0.5)
-    assert set(found["sections"]) == {"Chat", "Reasoning", "Prior"}
-    assert found["average"] == pytest.approx((2 * chat["score"] + 2 * reasoning["score"] + prior["score"]) / 5)
+    return source, found
 
 
-def test_no_section_where_no_name_is_known():
-    assert benchmarks.sections({"chat": 0.5, "math": 0.5}) is None
+def test_the_name_of_a_benchmark_is_read_from_the_place():
+    assert benchmark_of("rm-bench=data/total_dataset.json:3") == "rm-bench"
+    assert benchmark_of("judgebench:gpt:3") == "judgebench"
+    assert benchmark_of("rewardbench2/test.jsonl:3") == ""
+    assert benchmark_of("my.jsonl:3") == ""
 
 
-def read(rows: list[dict], file: str = "f.jsonl") -> tuple[list[str], list[str]]:
-    """Source and id of the pairs of some rows, by the reader itself."""
-    found = [(f"{file}:{i}", p["id"]) for i, row in enumerate(rows, 1) for p in preferences(row, detect(row))]
-    return [where for where, _ in found], [name for _, name in found]
+def styled(domain: str, chosen: list[float], rejected: list[float], line: int) -> dict:
+    return {"source": f"rm-bench:{line}", "subset": domain, "chosen": chosen, "rejected": rejected}
 
 
-def styled(k: int, m: int, **more) -> dict:
-    return {"prompt": "q", "chosen": [f"c{i}" for i in range(k)], "rejected": [f"r{j}" for j in range(m)], **more}
+def test_rm_bench_averages_domains_and_merges_safety():
+    """Against compute_accuracy of RM-Bench's README, domain by domain."""
+    rng = np.random.default_rng(0)
+    names = ["chat"] * 5 + ["code"] * 3 + ["math"] * 7 + ["safety-refuse"] * 4 + ["safety-response"] * 6
+    rows = [styled(name, *rng.normal(size=(2, 3)).round(1).tolist(), i) for i, name in enumerate(names)]
+    found = scores(*scored(rows))["rm-bench"]
+    hard, normal, easy = [], [], []
+    for domain in ("chat", "code", "math", "safety"):
+        matrix = np.zeros((3, 3))
+        some = [row for row in rows if row["subset"].startswith(domain)]
+        for row in some:
+            for i in range(3):
+                for j in range(3):
+                    matrix[i][j] += row["chosen"][i] > row["rejected"][j]
+        matrix /= len(some)
+        hard.append(np.triu(matrix, 1).sum() / 3)
+        normal.append(np.diag(matrix).mean())
+        easy.append(np.tril(matrix, -1).sum() / 3)
+    assert found["hard"] == pytest.approx(np.mean(hard))
+    assert found["normal"] == pytest.approx(np.mean(normal))
+    assert found["easy"] == pytest.approx(np.mean(easy))
+    assert found["score"] == pytest.approx(np.mean([hard, normal, easy]))
+    assert {name: part["rows"] for name, part in found["parts"].items()} == {
+        "chat": 5,
+        "code": 3,
+        "math": 7,
+        "safety": 10,
+    }
+    assert all(part["few"] for part in found["parts"].values())
 
 
-@pytest.mark.parametrize("more", [{}, {"id": 7}, {"id": "a/1>2"}])
-def test_rows_are_put_together_with_and_without_an_id(more):
-    source, ids = read([styled(3, 3, **more), styled(3, 3, **more)])
-    rows, broken = benchmarks.list_rows(source, ids, np.arange(18))
-    assert broken == 0
-    assert [row.pairs.tolist() for row in rows] == [
-        np.arange(9).reshape(3, 3).tolist(),
-        np.arange(9, 18).reshape(3, 3).tolist(),
+def test_rewardbench_2_is_the_mean_of_its_subsets():
+    rows = [
+        {"subset": "Math", "chosen": [2.0], "rejected": [1.0, 0.0, 0.0]},
+        {"subset": "Math", "chosen": [1.0], "rejected": [1.0, 0.0, 0.0]},
+        {"subset": "Math", "chosen": [0.0], "rejected": [1.0, 0.0, 0.0]},
+        {"subset": "Focus", "chosen": [2.0], "rejected": [1.0, 0.0, 0.0]},
+        {"subset": "Ties", "chosen": [3.0], "rejected": [1.0, 0.0], "id": "ref:1"},
+        {"subset": "Ties", "chosen": [3.0, 2.5], "rejected": [1.0, 0.0], "id": "tied:1"},
     ]
-    assert rows[0].file == "f.jsonl"
+    found = scores(*scored([{"source": f"rewardbench2:{i}", **row} for i, row in enumerate(rows)]))["rewardbench2"]
+    assert found["parts"]["Math"]["score"] == pytest.approx(0.5)
+    # Margins 2 and 1.5 over a spread of 0.5: every part of the rule is met, and the last one by tanh(3 - 1).
+    ties = 0.3 + 0.3 + 0.2 + 0.2 + 0.01 * np.tanh(2.0)
+    assert found["parts"]["Ties"]["score"] == pytest.approx(ties)
+    assert found["score"] == pytest.approx((0.5 + 1.0 + ties) / 3)
 
 
-def test_a_row_with_a_dropped_pair_is_left_out():
-    source, ids = read([styled(3, 3), styled(3, 3)])
-    position = np.arange(18)
-    position[13] = -1
-    rows, broken = benchmarks.list_rows(source, ids, position)
-    assert (len(rows), broken) == (1, 1)
+def pair(source: str, subset: str, right: bool, **more) -> dict:
+    return {"source": source, "subset": subset, "chosen": float(right), "rejected": float(not right), **more}
 
 
-def test_ranked_and_plain_rows_are_no_lists():
-    ranked = {"prompt": "q", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "id": "r"}
-    source, ids = read([ranked, styled(1, 1, id=1), {"prompt": "q", "chosen": "a", "rejected": "b", "id": "x"}])
-    assert benchmarks.list_rows(source, ids, np.arange(len(ids))) == ([], 0)
+def test_judgebench_pools_pairs_and_ppe_correctness_averages_benchmarks():
+    parts = [("a", True), ("a", True), ("a", False), ("b", False)]
+    pooled = [pair(f"judgebench:gpt:{i}", name, right) for i, (name, right) in enumerate(parts)]
+    averaged = [pair(f"ppe-correctness:{i}", name, right) for i, (name, right) in enumerate(parts)]
+    found = scores(*scored([*pooled, *averaged, pair("mine.jsonl:1", "a", True)]))
+    assert set(found) == {"judgebench", "ppe-correctness"}
+    assert found["judgebench"]["score"] == pytest.approx(0.5)
+    assert found["ppe-correctness"]["score"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["judgebench"]["parts"]["a"] == {"score": pytest.approx(2 / 3), "rows": 3, "few": True}
 
 
-def shapes(rows) -> list[tuple]:
-    return [row.pairs.shape for row in rows]
+def test_rmb_has_pairs_and_best_of_n_for_both_goals():
+    rows = [
+        pair("rmb=x.json:1", "Helpfulness/Chat", True),
+        pair("rmb=x.json:2", "Helpfulness/Code", False),
+        pair("rmb=y.json:1", "Harmlessness/S1", True),
+        {"source": "rmb=z.json:1", "subset": "Helpfulness/Chat", "chosen": [2.0], "rejected": [1.0, 2.0]},
+        {"source": "rmb=z.json:2", "subset": "Helpfulness/Chat", "chosen": [3.0], "rejected": [1.0, 2.0]},
+        {"source": "rmb=z.json:3", "subset": "Harmlessness/S1", "chosen": [3.0], "rejected": [1.0, 2.0]},
+    ]
+    found = scores(*scored(rows))["rmb"]
+    assert {name: part["score"] for name, part in found["parts"].items()} == {
+        "Helpfulness, pairs": 0.5,
+        "Harmlessness, pairs": 1.0,
+        "Helpfulness, best of n": 0.5,
+        "Harmlessness, best of n": 1.0,
+    }
+    assert found["score"] == pytest.approx(0.75)
 
 
-def test_a_file_of_squares_holds_styles_and_any_other_best_of_n():
-    sources: list[str] = []
-    names: list[str] = []
-    for file, rows in {
-        "rm.json": [styled(3, 3), styled(3, 3)],
-        "rb2.jsonl": [styled(1, 3), styled(2, 2), styled(2, 4)],
-        "two.jsonl": [styled(2, 2)],
-        "squares.jsonl": [styled(2, 2), styled(3, 3)],
-    }.items():
-        source, ids = read(rows, file)
-        sources += source
-        names += ids
-    rows, broken = benchmarks.list_rows(sources, names, np.arange(len(names)))
-    styles, best = benchmarks.part_rows(rows)
-    assert broken == 0
-    assert [shapes(some) for some in styles] == [[(2, 2)], [(3, 3), (3, 3)]]
-    assert shapes(best) == [(1, 3), (2, 2), (2, 4), (2, 2), (3, 3)]
-
-
-def turn(role: str, text: str) -> dict:
-    return {"role": role, "content": text}
-
-
-def test_rewardbench_file_holds_whole_conversations_only(tmp_path):
-    plain = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}
-    plain["more"] = None
-    system = {**plain, "prompt": [turn("system", "s"), turn("user", "q")], "id": "x", "subset": "y"}
-    several = {**plain, "rejected": [turn("assistant", "a"), turn("user", "?"), turn("assistant", "c")]}
-    tools = {**plain, "more": '{"options": {"tools": []}}'}
-    file, said = tmp_path / "rb.jsonl", []
-    benchmarks.write_rewardbench(file, [plain, system, several, tools], said.append)
-    first, second, *_ = (json.loads(line) for line in file.read_text().splitlines())
-    assert first == {side: plain["prompt"] + plain[side] for side in ("chosen", "rejected")}
-    assert set(second) == {"chosen", "rejected"}
-    assert [p.name for p in tmp_path.iterdir()] == ["rb.jsonl"]
-    assert "4 pairs" in said[0]
-    assert "read 3 of them otherwise" in said[1]
-
-
-def test_rewardbench_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(ValueError, match=r"--export rewardbench .*could not be written"):
-        benchmarks.write_rewardbench(tmp_path / "absent" / "rb.jsonl", [], print)
+def test_sections_are_for_rows_of_rewardbench_alone():
+    rows = [pair("rewardbench:1", "hep-go", True), pair("mine.jsonl:1", "hep-go", False)]
+    found = scores(*scored(rows))
+    assert found["rewardbench"]["parts"] == {"Reasoning": {"score": 1.0, "rows": 1, "few": True}}

@@ -25,8 +25,18 @@ def test_the_report_is_no_preference():
     assert built.features == features()
     assert built["source"][:] == ["x:2"]
     dropped = {"other split": 1, "identical chosen and rejected": 1}
-    known = {"form": "explicit prompt", "rows": 3, "dropped": dropped}
+    flaws = {"identical chosen and rejected": 1}
+    known = {"form": "explicit prompt", "rows": 3, "dropped": dropped, "flaws": flaws, "bad": []}
     assert report == known | {"columns": [], "unused": [], "speakers": 0}
+
+
+def test_what_is_judged_keeps_ties_and_empty_answers():
+    """As benchmarks count them."""
+    rows = [row | {"rejected": [{"role": "assistant", "content": row["rejected"]}]} for row in ROWS]
+    rows[0]["rejected"] = []
+    built, report = build(Source(shown="x", judged=True), Dataset.from_list(rows))
+    assert (report["dropped"], report["flaws"], len(built)) == ({}, {}, 3)
+    assert built["rejected"][0] == [{"role": "assistant", "content": ""}]
 
 
 def test_what_is_built_is_a_slice_without_an_index():

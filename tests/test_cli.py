@@ -74,6 +74,8 @@ def test_progress_bars_are_off_in_a_log_and_given_back():
 # --- rmkit PROGRAM ...
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "tyro")
+SECONDS = HEAVY[:4]
+"""Those whose import takes seconds"""
 
 
 def rmkit(*arguments: str) -> subprocess.CompletedProcess:
@@ -112,6 +114,28 @@ def test_a_program_is_that_of_python_m(program):
     done = rmkit(program, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == file_of(program).read_text().strip()
+    assert not {*SECONDS} & {*json.loads(done.stderr.splitlines()[-1])}
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "told"),
+    [
+        ("train", ["--modle.name", "x"], "Perhaps you meant: --model.name"),
+        ("train", ["--optim.lr", "fast"], "--optim.lr"),
+        ("train", ["--loss.label-smoothing", "2"], "set a number in [0, 0.5)"),
+        ("label", ["--feedback", "pairwize"], "pairwise"),
+        ("evaluate", ["--dta", "x"], "--data"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_before_anything_heavy_is_imported(program, flag, told):
+    """As python -m rmkit.PROGRAM is started, by torchrun too."""
+    code = "import atexit, json, runpy, sys\nsys.argv[1:] = sys.argv[2:]\n"
+    code += f"atexit.register(lambda: print([m for m in {SECONDS} if m in sys.modules], file=sys.stderr))\n"
+    code += f"runpy.run_module('rmkit.{program}', run_name='__main__', alter_sys=True)"
+    done = subprocess.run([sys.executable, "-c", code, "", *flag], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert told in " ".join((done.stdout + done.stderr).replace("\u2502", " ").split())
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_flags_and_exit_status_are_the_programs_own(tmp_path):
@@ -126,3 +150,36 @@ def test_the_console_script_is_main():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"rmkit": "rmkit.cli:main"}
     assert project["version"] == version
+
+
+# --- How threads wait
+
+POLICY = "import os\nprint(os.environ.get('OMP_WAIT_POLICY', 'unset'), flush=True)\nos._exit(0)\n"
+ROOT = Path(__file__).parents[1]
+
+
+def policy_when_torch_is_loaded(folder: Path, command: list[str], **environment: str) -> str:
+    """OMP_WAIT_POLICY as a module finds it that stands in for torch."""
+    (folder / "torch.py").write_text(POLICY)
+    own = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "PYTHONPATH")}
+    own |= {"PYTHONPATH": os.pathsep.join(map(str, (folder, ROOT, ROOT / "kernels"))), **environment}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, env=own)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("program", cli.PROGRAMS)
+@pytest.mark.parametrize("as_command", [False, True], ids=["python -m rmkit.PROGRAM", "rmkit PROGRAM"])
+def test_threads_of_a_program_sleep_while_they_wait_unless_the_user_says_otherwise(tmp_path, program, as_command):
+    command = ["-m", "rmkit", program] if as_command else ["-m", f"rmkit.{program}"]
+    assert policy_when_torch_is_loaded(tmp_path, command) == "passive"
+    assert policy_when_torch_is_loaded(tmp_path, command, OMP_WAIT_POLICY="active") == "active"
+
+
+@pytest.mark.parametrize("name", ["step_bench", "label_bench", "loss_bench"])
+def test_benchmarks_wait_as_the_programs_do(tmp_path, name):
+    assert policy_when_torch_is_loaded(tmp_path, [str(ROOT / "bench" / f"{name}.py")]) == "passive"
+
+
+def test_a_library_leaves_the_environment_to_its_user(tmp_path):
+    assert policy_when_torch_is_loaded(tmp_path, ["-c", "from rmkit import fit, load_scorer"]) == "unset"

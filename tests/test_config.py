@@ -26,7 +26,7 @@ OTHER = TrainConfig(
     cache_dir="elsewhere",
     seed=2**63 - 1,
     overwrite=True,
-    model=ModelConfig(name="a/b", head="binary", precision="bf16", gradient_checkpointing=True),
+    model=ModelConfig(name="a/b", head="binary", precision="bf16", gradient_checkpointing="on"),
     data=DataConfig(train=("a", "b.jsonl"), test=("c",), max_length=2, overlong="keep-end", shuffle=False, workers=3),
     batch=BatchConfig(pairs=1, max_tokens=2, layout="padded", group="none"),
     parallel=ParallelConfig(strategy="fsdp", replicate=0, cpu_offload=True),
@@ -163,6 +163,11 @@ def test_model_defaults(name):
     found = TrainConfig(model=ModelConfig(name=name)).resolved()
     assert (found.data.train, found.data.test, found.optim.lr) == (("ultrabin",), ("ultrabin",), 5e-6)
     assert found.folder == Path("runs/Llama-3-8B-bt")
+
+
+@pytest.mark.parametrize("name", ["runs/x/FINAL", "x/FINAL/adapter/", "runs/x/checkpoints/step-20", "x", "a/x/FINAL"])
+def test_a_model_of_a_run_goes_by_the_name_of_the_run(name):
+    assert TrainConfig(model=ModelConfig(name=name)).resolved().exp_name == "x-bt"
 
 
 def test_what_was_given_stays():

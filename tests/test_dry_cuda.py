@@ -1,7 +1,7 @@
 """What a machine without a GPU proves of the CUDA path: the whole step on a device that computes nothing.
 
-dtype, device, shape, memory, waits and compilations are real, numbers are not. Each check is a process of its own
-(support/dry_cuda/checks.py), because the device must be there before torch; two run at a time.
+dtype, device, shape, memory, waits and compilations are real, numbers are not. The checks (support/dry_cuda/checks.py)
+run in two processes of their own, because the device must be there before torch.
 """
 
 import json
@@ -43,29 +43,42 @@ def has_ptxas() -> bool:
     return found is not None and (Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas").is_file()
 
 
-def run(pretended: Future, module: str, *arguments) -> dict:
-    """What `python -m support.dry_cuda.MODULE ARGUMENTS` found."""
+def run(pretended: Future, group: list[tuple[str, ...]]) -> list[dict]:
+    """What each check of a group found, in one process: of support/dry_cuda/checks.py, or another module by itself."""
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "FAKE_CUDA": str(pretended.result()), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
+    module, *arguments = group[0]
+    if module == "checks":
+        arguments = [json.dumps([name, *map(json.loads, values)]) for _, name, *values in group]
     command = [sys.executable, "-W", "ignore", "-m", f"support.dry_cuda.{module}", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN * len(group))
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "null"))]
+    assert len(found) == len(group), done.stderr[-4000:]
+    assert None not in found, done.stderr[-4000:]
+    return found
 
 
 @pytest.fixture(scope="module")
 def checks(request, tmp_path_factory):
     """Every check that a selected test reads, already on its way."""
     asked = {item.callspec.params["found"]: None for item in request.session.items if item.path == Path(__file__)}
+    together = [check for check in asked if check[0] == "checks"]
+    groups = [together[::2], together[1::2], *([check] for check in asked if check not in together)]
     with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(2) as pool:
         pretended = compiler.submit(library, tmp_path_factory.mktemp("cuda"))
-        yield {check: pool.submit(run, pretended, *check) for check in asked}
+        found = {}
+        for group in filter(None, groups):
+            of_group = pool.submit(run, pretended, group)
+            found |= {check: (of_group, i) for i, check in enumerate(group)}
+        yield found
 
 
 @pytest.fixture
 def found(request, checks) -> dict:
-    return checks[request.param].result()
+    process, place = checks[request.param]
+    return process.result()[place]
 
 
 def reads(*check: str, **marks):
@@ -102,6 +115,33 @@ def test_llama_3_8b_with_recomputation_fits_one_gpu(found):
     assert 120.0 < found["peak"] <= 125.0
 
 
+@reads("checks", "peak", "16384", '"bf16"', '"8bit"', marks=pytest.mark.slow)
+def test_llama_3_8b_with_bf16_weights_and_8_bit_states_takes_less_than_52_gib(found):
+    """6 bytes a parameter: weights 2, gradients 2, moments 2; the rest is what it holds while it computes."""
+    assert found["parameters"] == 7_504_928_768
+    assert found["tokens"] > 15_000
+    assert found["placed"] < 14.1
+    assert 42.0 < found["peak"] <= 52.0
+
+
+@reads("checks", "peak", "16384", '"auto"', '"fp32"', "64", marks=pytest.mark.slow)
+def test_llama_3_8b_with_lora_of_rank_64_takes_less_than_35_gib(found):
+    """The frozen bf16 weights stay bf16 without a flag."""
+    assert found["parameters"] == 7_504_928_768 + 32 * 64 * 81_920
+    assert found["placed"] < 14.8
+    assert 20.0 < found["peak"] <= 35.0
+
+
+@reads("checks", "sharded", "4", "4096", "false", '"bf16"', '"8bit"', marks=pytest.mark.slow)
+def test_shards_of_bf16_weights_and_8_bit_states_are_trained_and_saved(found):
+    assert_trained_and_saved(found, "cuda", tensors=39, low=True)
+
+
+@reads("checks", "sharded", "4", "4096", "true", '"bf16"', '"8bit"', marks=pytest.mark.slow)
+def test_offloaded_shards_of_bf16_weights_and_8_bit_states_are_trained_and_saved(found):
+    assert_trained_and_saved(found, "cpu", tensors=39, low=True)
+
+
 @reads("checks", "sharded", "32", "16384", "false", marks=pytest.mark.slow)
 def test_llama_3_8b_under_fsdp_takes_a_quarter_of_its_state_on_each_of_four_gpus(found):
     assert 40.0 < found["peak"] <= 45.0
@@ -114,8 +154,9 @@ def test_offloaded_shards_are_trained_and_saved_with_their_self_check(found):
     assert_trained_and_saved(found, "cpu", tensors=39)
 
 
-def assert_trained_and_saved(found: dict, device: str, tensors: int) -> None:
-    assert found["gradients"] == [f"DTensor torch.float32 {device}"]
+def assert_trained_and_saved(found: dict, device: str, tensors: int, low: bool = False) -> None:
+    dtypes = ["bfloat16"] * low + ["float32"]  # the final norm and the head are float32 always
+    assert found["gradients"] == [f"DTensor torch.{dtype} {device}" for dtype in dtypes]
     assert found["loss"] == "torch.float32 cuda"
     assert found["copies"] == ["cpu"]
     assert found["saved"] == tensors
@@ -135,7 +176,7 @@ def test_a_compiled_layer_with_its_backward_is_compiled_for_no_later_batch(found
 @pytest.mark.skipif(not has_ptxas(), reason="this Triton brings no assembler for GPUs")
 @reads("registers")
 def test_no_kernel_spills_registers(found):
-    assert len(found) == 36
+    assert len(found) == 44
     for kernel, counted in found.items():
         assert counted["registers"] <= 144, kernel
         # float32 end tokens on Hopper: 8 bytes, and no training has float32 hidden states.

@@ -1,13 +1,12 @@
 """A user's error in the words of the program that was called."""
 
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 
 from rmkit.errors import AgreedError, UserError, flag, told
+from rmkit.train import main
+from support import ranks
 
 LABEL = {"model.name": "--model", "data.train": "SAMPLES", "data.max_length": "--max-length", "data.overlong": None}
 
@@ -68,10 +67,9 @@ def test_other_errors_are_told_as_they_are(error):
     assert str(AgreedError(error)) == "as it is"
 
 
-def test_a_wrong_value_on_the_command_line_is_told_whole():
+def test_a_wrong_value_on_the_command_line_is_told_whole(tmp_path):
     """tyro shows the first argument of an error, whatever its text is."""
-    command = [sys.executable, "-m", "rmkit.train", "--optim.lr", "-1"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
-    assert done.returncode == 2
-    assert "--optim.lr -1.0: set a positive number, such as 5e-6" in done.stdout + done.stderr
+    with ranks.started(1, tmp_path, main, ["--optim.lr", "-1"], COLUMNS=200) as alone:
+        assert alone.wait(120) == [2]
+    assert "--optim.lr -1.0: set a positive number, such as 5e-6" in alone.out(0) + alone.err(0)
     assert UserError("optim.lr", -1, "set more").args == (str(UserError("optim.lr", -1, "set more")),)

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from golden.write import file_of, help_text
+from golden.write import file_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import rmkit.evaluation
@@ -22,6 +21,7 @@ from rmkit.data import demo
 from rmkit.evaluate import main
 from rmkit.evaluation.config import RESULTS
 from rmkit.scorer import Scorer
+from support import ranks
 from support.oracle import TINY, scores_one_by_one
 from support.ranks import started
 
@@ -104,8 +104,9 @@ def scores(out: Path) -> np.ndarray:
     return np.array([[row["score_chosen"], row["score_rejected"]] for row in read(out / "out" / "scores.jsonl")])
 
 
-def test_help_is_the_golden_text():
-    assert help_text("evaluate") == file_of("evaluate").read_text(), "flags changed? python tests/golden/write.py"
+def test_help_is_the_golden_text(tmp_path):
+    told = ranks.run(1, tmp_path, main, ["--help"], NO_COLOR=1, TERM="dumb").out(0)
+    assert told == file_of("evaluate").read_text(), "flags changed? python tests/golden/write.py"
 
 
 @pytest.mark.parametrize("layout", ["trie", "packed", "padded"])
@@ -126,8 +127,29 @@ def test_numbers_are_those_of_plain_transformers(world, tmp_path, expected, layo
     assert "report.html" in shown
 
 
-KEYS = {"model", "data", "against_model", "pairs", "conversations", "dropped", "overall", "subsets", "calibration"}
-KEYS |= {"length_bias", "styles", "best_of_n", "list_rows_left_out", "rewardbench", "against", "notes", "seconds"}
+KEYS = {
+    "counts",
+    "model",
+    "data",
+    "against_model",
+    "pairs",
+    "conversations",
+    "dropped",
+    "overall",
+    "subsets",
+    "calibration",
+}
+KEYS |= {
+    "benchmarks",
+    "length_bias",
+    "styles",
+    "best_of_n",
+    "list_rows_left_out",
+    "rewardbench",
+    "against",
+    "notes",
+    "seconds",
+}
 SUMMARY = {"pairs", "correct", "accuracy", "accuracy_low", "accuracy_high", "ties", "loss", "margin_mean", "margin_std"}
 SUMMARY |= {"chosen_mean", "chosen_std", "rejected_mean", "rejected_std", "brier", "ece"}
 
@@ -161,12 +183,7 @@ def test_each_conversation_is_scored_once(world, tmp_path, monkeypatch):
 
 
 def test_two_processes_give_the_same_numbers(world, tmp_path, expected):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "rmkit.evaluate", *flags(world, tmp_path, "--against", str(world / "b"))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    ranks.run(2, tmp_path / "said", main, flags(world, tmp_path, "--against", str(world / "b")))
     np.testing.assert_allclose(scores(tmp_path), expected, rtol=1e-5, atol=1e-5)
     two = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert two["environment"]["ranks"] == 2
@@ -230,6 +247,52 @@ def test_over_long_pairs_are_counted_and_their_rows_left_out(world, tmp_path, ca
     assert sum(style["rows"] for style in m["styles"]) == 12 - m["list_rows_left_out"]
     assert f"dropped {count} of 108 pairs: over-long (more than 60 tokens)" in capsys.readouterr().out
     assert any("over-long" in note for note in m["notes"])
+    assert sum(style["left_out"] for style in m["styles"]) == m["list_rows_left_out"]
+    assert f"{m['list_rows_left_out']} left out" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_every_row_is_accounted_for(world, tmp_path, capsys):
+    """In the terminal, in metrics.json and on the page: bad rows, another split, ties, pairs without a better side."""
+    lines = (world / "pairs.jsonl").read_text().splitlines()[:8]
+    rows = [json.loads(line) for line in lines]
+    rows[0] |= {"rejected": rows[0]["chosen"]}  # identical
+    rows[1] |= {"chosen": ""}
+    rows[2] |= {"split": "train"}
+    rows[3] |= {"target": 0.5}
+    rows[4] |= {"chosen": "a b c " * 60}  # beyond the model's context
+    del rows[5]["rejected"]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": \n')
+    assert "line 6" in refusal(capsys, flags(world, tmp_path, data=str(file)))
+    m = evaluated(world, tmp_path, "--bad-rows", "drop", data=str(file))
+    assert m["counts"] == {
+        "rows": 9,
+        "rows_read": 6,
+        "rows_dropped": {"bad rows": 2, "other split": 1},
+        "pairs": 6,
+        "pairs_kept": 4,
+        "pairs_dropped": m["dropped"],
+    }
+    assert list(m["dropped"].values()) == [1, 1]
+    assert m["pairs"] == 4
+    assert m["overall"]["ties"] == 1
+    told = " ".join(capsys.readouterr().out.split())
+    page = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    for text in (told, page):
+        assert "9, of which 3 dropped (2 bad rows; 1 other split)" in text
+        assert "6, of which 2 dropped" in text
+    assert "mixed.jsonl, line 6" in told
+    assert "mixed.jsonl, line 9" in told
+
+
+def test_pairs_that_one_of_two_models_does_not_take_are_counted(world, tmp_path):
+    short = shutil.copytree(world / "b", tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60}))
+    m = evaluated(world, tmp_path, "--against", str(short))
+    (count,) = (n for why, n in m["dropped"].items() if why.startswith("does not fit --against"))
+    assert 0 < count == m["counts"]["pairs"] - m["pairs"]
+    assert m["counts"]["rows"] == m["counts"]["pairs"] == PAIRS
 
 
 def test_pairs_without_a_preferred_side_are_counted_not_judged(world, tmp_path):
@@ -406,6 +469,9 @@ def test_results_and_foreign_files_are_not_overwritten(world, tmp_path, capsys):
     export = write(tmp_path / "rb.jsonl", [{"mine": 1}])
     told = refusal(capsys, [*flags(world, tmp_path / "new"), "--export", "rewardbench", str(export)])
     assert "--export rewardbench" in told
+    for read_here in (world / "pairs.jsonl", world / "a" / "new.jsonl"):
+        asked = [*flags(world, tmp_path / "new"), "--overwrite", "--export", "rewardbench", str(read_here)]
+        assert "it is what is read here" in refusal(capsys, asked)
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     assert "thesis.tex" in refusal(capsys, flags(world, tmp_path, "--overwrite"))
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from rmkit.data import demo
-from rmkit.data.tokenizer import encode, render
+from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.errors import AgreedError
 from rmkit.storage import export
 from rmkit.storage.checkpoint import Progress, newest_whole
@@ -19,6 +20,7 @@ from rmkit.storage.export import score_texts, verify
 from rmkit.training.optim import adamw
 from support.oracle import FAMILIES, reward_model, rewards_of
 from support.saved import CONFIG, TEXTS, TOKENIZER, save, small, written
+from support.tokenizer_shapes import SHAPES, write_base
 
 transformers_logging.disable_progress_bar()
 
@@ -89,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path, m
 @pytest.mark.parametrize("head", [1, 2])
 def test_the_saved_folder_is_an_ordinary_classifier(head, tmp_path):
     model = small(head=head)
-    folder = written(tmp_path / "x", model)
+    folder = written(tmp_path / "x", model, binary_head="keep")
     config = read(folder / "config.json")
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert list(config["id2label"]) == [str(i) for i in range(head)]
@@ -107,6 +109,92 @@ def test_the_saved_folder_is_an_ordinary_classifier(head, tmp_path):
     assert contract["chat_template"] == demo.TEMPLATE
     logits = padded_scores(folder, side="left")
     assert logits[:, head - 1].tolist() == pytest.approx(score_texts(model, TOKENIZER, TEXTS), rel=1e-4, abs=1e-4)
+
+
+def test_of_a_binary_head_the_row_of_the_reward_is_saved(tmp_path):
+    model = small(head=2)
+    wanted = score_texts(model, TOKENIZER, TEXTS)
+    rows = model.classifier.score.weight.detach().clone()
+    folder = written(tmp_path / "x", model)
+    assert torch.equal(load_file(folder / "model.safetensors")["score.weight"], rows[1:])
+    assert torch.equal(model.classifier.score.weight, rows), "the model itself keeps both"
+    assert read(folder / "config.json")["id2label"] == {"0": "LABEL_0"}
+    contract = read(folder / "rmkit.json")
+    assert contract["head"] == {"labels": ["LABEL_0"], "reward": [1.0], "rated": False}
+    assert "by_label" not in contract["self_check"]
+    logits = padded_scores(folder)
+    assert logits.shape == (len(TEXTS), 1)
+    assert logits[:, 0].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    kept = save(tmp_path / "run", Progress(step=1), model, TOKENIZER, adamw(model, CONFIG.optim))
+    assert torch.equal(load_file(kept / "model.safetensors")["score.weight"], rows), "--resume needs both rows"
+
+
+@pytest.mark.parametrize(
+    ("asked", "computed_in_bf16", "dtype"),
+    [
+        ("auto", False, torch.float32),
+        ("auto", True, torch.bfloat16),
+        ("bf16", False, torch.bfloat16),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_the_dtype_of_the_weights(asked, computed_in_bf16, dtype, tmp_path):
+    model = small()
+    before = {name: tensor.clone() for name, tensor in model.classifier.state_dict().items()}
+    model.bf16 = computed_in_bf16
+    folder = written(tmp_path / "x", model, dtype=asked)
+    held = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in held.values()} == {dtype}
+    assert all(torch.equal(held[name], tensor.to(dtype)) for name, tensor in before.items())
+    config = read(folder / "config.json")
+    assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")
+    # What others read, in float32 arithmetic, has the scores of the self-check.
+    check = read(folder / "rmkit.json")["self_check"]
+    plain = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        scores = [plain(torch.tensor([ids])).logits.item() for ids in check["ids"]]
+    assert scores == pytest.approx(check["scores"], rel=1e-5, abs=1e-5)
+
+
+def test_the_self_check_knows_what_a_reader_may_do_wrong(tmp_path):
+    model = small(head=2)
+    check = read(written(tmp_path / "x", model, binary_head="keep") / "rmkit.json")["self_check"]
+    assert check["messages"] == list(export.SELF_CHECK)
+    assert check["ids"] == encode(TOKENIZER, check["texts"])
+    assert check["scores"] == [row[1] for row in check["by_label"]]
+    doubled = [TOKENIZER.bos_token + text for text in check["texts"]]
+    assert check["bos_doubled"] == pytest.approx(score_texts(model, TOKENIZER, doubled), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_reader_adds_a_token_to_rendered_text(shape, tmp_path):
+    """Whoever sends text gets the ids that rmkit trained on, and no special token is lost."""
+    base = write_base(tmp_path / "base", shape)
+    published = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(str(base), lambda text: None)
+    texts = [render(tokenizer, messages) for messages in export.SELF_CHECK]
+    wanted = encode(published, texts)
+    assert encode(tokenizer, texts) == wanted, "the ids of a training are those of the published tokenizer"
+    if shape in ("llama3", "gemma", "mistral"):
+        assert published(texts)["input_ids"] != wanted, "this shape doubles the BOS"
+    model = small(SHAPES[shape]["family"], vocab_size=400, max_position_embeddings=512)
+    folder = written(tmp_path / "x", model, tokenizer)
+    for reader in (AutoTokenizer, PreTrainedTokenizerFast):
+        again = reader.from_pretrained(folder)
+        assert again(texts)["input_ids"] == again(texts, add_special_tokens=False)["input_ids"] == wanted
+        assert [render(again, messages) for messages in export.SELF_CHECK] == texts
+        assert set(again.all_special_tokens) >= set(tokenizer.all_special_tokens)
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode(texts[0]).ids == wanted[0]
+
+
+@pytest.mark.parametrize("shape", ["qwen", "gemma"])
+def test_additional_special_tokens_have_the_name_that_transformers_4_and_5_read(shape, tmp_path):
+    tokenizer = load_tokenizer(str(write_base(tmp_path / "base", shape)), lambda text: None)
+    model = small(SHAPES[shape]["family"], vocab_size=400, max_position_embeddings=512)
+    plain = read(written(tmp_path / "x", model, tokenizer) / "tokenizer_config.json")
+    assert "extra_special_tokens" not in plain
+    assert plain["additional_special_tokens"] == tokenizer.extra_special_tokens != []
+    assert (plain["add_bos_token"], plain["add_eos_token"]) == (False, False)
 
 
 def test_the_saved_tokenizer_is_the_same_and_readable_by_older_versions(tmp_path):

@@ -33,6 +33,19 @@ def test_lines_and_arrays_are_told_apart_by_content(tmp_path, suffix, content, u
     assert read(file) == [(f"{unit} {first + i}", row) for i, row in enumerate(ROWS)]
 
 
+def test_gzip_is_told_by_content(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(gzip.compress(lines()))
+    assert [row for _, row in read(file)] == ROWS
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    for name in ("a.jsonl", "a.parquet"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(ValueError, match=rf"^{name}: it is a Git LFS pointer.*git lfs pull"):
+            read(tmp_path / name)
+
+
 def test_blank_lines_count_and_are_skipped(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\n{"n": 1}\r\n  \n{"n": 2}')

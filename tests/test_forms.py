@@ -326,12 +326,27 @@ def test_a_bad_field_is_named(field, value):
         read({**EXPLICIT, field: value})
 
 
-@pytest.mark.parametrize("row", [{}, {"text": "x"}, {"prompt": "q", "chosen": "a"}, {"chosen_ids": [1]}])
+@pytest.mark.parametrize("row", [{}, {"text": "x"}, {"prompt": "q"}, {"chosen_ids": [1]}])
 def test_an_unknown_form_says_what_was_found_and_what_there_is(row):
     with pytest.raises(ValueError, match="fit no form") as caught:
         detect(row)
     assert all(form in str(caught.value) for form in NEEDS)
     assert all(field in str(caught.value) for field in row)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "q", "chosen": "a"}, "(rejected is missing)"),
+        ({"prompt": "q", "choosen": "a", "rejected": "b"}, "(choosen: did you mean chosen?)"),
+        ({"Prompt ": "q", "responses": ["a", "b"]}, "(Prompt : did you mean prompt?; ranks or scores is missing)"),
+        ({"output_A": "a", "output_B": "b", "promt": "q"}, "(promt: did you mean prompt?)"),
+    ],
+)
+def test_a_field_that_is_missing_or_misspelt_is_named(row, told):
+    with pytest.raises(ValueError, match="fit no form") as caught:
+        detect(row)
+    assert str(caught.value).endswith(told)
 
 
 @pytest.mark.parametrize("row", [[], "x", 3, None])

@@ -26,6 +26,32 @@ def unit_of(file):
         return unit(opened)
 
 
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+@pytest.mark.parametrize("kind", ["objects", "wrapped", "wrapped and printed"])
+def test_objects_over_several_lines_and_a_list_in_an_object(tmp_path, monkeypatch, block, kind):
+    """As jq and json.dump(indent=2) print them; each row stands where it is said to stand."""
+    monkeypatch.setattr(rows_module, "BLOCK", block)
+    values = [{"prompt": "\u00fc", "n": [1, {"a": 2}]}, {"prompt": "b"}, {}]
+    if kind == "objects":
+        text = "\n".join(json.dumps(value, indent=2, ensure_ascii=False) for value in values if value) + "\n"
+        values = values[:2]
+    else:
+        text = json.dumps({"data": values}, indent=2 if "printed" in kind else None, ensure_ascii=False)
+    file = tmp_path / "a.json"
+    file.write_text(text, encoding="utf-8")
+    assert unit_of(file) == "index"
+    found = read(file)
+    assert [(row.number, row.value) for row in found] == list(enumerate(values))
+    raw = file.read_bytes()
+    assert [json.loads(raw[row.offset : row.offset + row.length]) for row in found] == values
+
+
+def test_more_beside_a_list_in_an_object_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"data": [{"a": 1}], "version": 2}')
+    with pytest.raises(ValueError, match="where the end of the object around the list should stand"):
+        read(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
 @pytest.mark.parametrize("ascii_only", [True, False])

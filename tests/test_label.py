@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from golden.write import file_of, help_text
+from golden.write import file_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rmkit import label, train
@@ -30,6 +30,7 @@ from rmkit.label import main
 from rmkit.labelling import partial
 from rmkit.labelling.config import LabelConfig
 from rmkit.scorer import Scorer
+from support import ranks
 from support.oracle import TINY, scores_one_by_one
 from support.ranks import started
 
@@ -116,8 +117,9 @@ def truth(folder: Path, conversations: list[list[dict]]) -> np.ndarray:
         return scores_one_by_one(model, ids).numpy()
 
 
-def test_help_is_the_golden_text():
-    assert help_text("label") == file_of("label").read_text(), "flags changed? python tests/golden/write.py"
+def test_help_is_the_golden_text(tmp_path):
+    told = ranks.run(1, tmp_path, main, ["--help"], NO_COLOR=1, TERM="dumb").out(0)
+    assert told == file_of("label").read_text(), "flags changed? python tests/golden/write.py"
 
 
 def test_scores_are_those_of_transformers_one_at_a_time(world, scalars):
@@ -401,7 +403,7 @@ def test_halos_fewer_samples_than_processes(world, tmp_path):
     """HALOs: a count that the processes do not divide makes them hang."""
     file, out = tmp_path / "s.json", tmp_path / "f.json"
     file.write_text(json.dumps(made_up(1, k=1)))
-    launch(2, ["--model", str(world / "rm"), str(file), str(out)])
+    ranks.run(2, tmp_path / "said", main, ["--model", str(world / "rm"), str(file), str(out)])
     assert len(read(out)) == 1
 
 
@@ -429,7 +431,7 @@ def test_two_processes_go_on_where_one_crashed_and_give_the_same_bytes(world, sc
         with pytest.raises(Crash):
             main(flags(world, out))
     assert not out.exists()
-    launch(2, flags(world, out, "--resume"))
+    ranks.run(2, tmp_path / "said", main, flags(world, out, "--resume"))
     assert out.read_bytes() == scalars
 
 
@@ -564,6 +566,7 @@ BAD_FLAGS = {
     "another suffix": (("s.json", "f.csv"), ".json (an array) or .jsonl"),
     "a folder": (("s.json", "rm.json"), "it is a folder"),
     "itself": (("s.json", "s.json", "--overwrite"), "the file of the samples"),
+    "into the model": (("s.json", "rm/config.json", "--overwrite", "--model", "rm"), "in the folder of the model"),
     "too long": (("s.json", "f.json", "--max-length", "5000"), "--max-length 5000"),
     "budget": (("s.json", "f.json", "--max-length", "100", "--max-tokens", "50"), "--max-tokens 50"),
 }
@@ -593,8 +596,9 @@ def test_a_bad_flag_is_named(world, tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.json").write_text(GOOD)
     (tmp_path / "rm.json").mkdir()
+    (tmp_path / "rm").symlink_to(world / "rm")
     assert words in refusal(capsys, ["--model", str(world / "rm"), *given])
-    assert sorted(part.name for part in tmp_path.iterdir()) == ["rm.json", "s.json"]
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["rm", "rm.json", "s.json"]
 
 
 def test_no_model_named(world, tmp_path, capsys):

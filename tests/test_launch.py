@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from rmkit import terminal
 from rmkit.config import ModelConfig, ParallelConfig, TrainConfig
 from rmkit.distributed import launch
+from rmkit.storage.checkpoint import steps_saved
 from rmkit.train import main
 from support.ranks import run, started
 from support.victim import make_world, poison
@@ -87,6 +89,28 @@ def test_a_step_that_is_not_finite_on_one_rank_is_refused_by_all(tmp_path, poiso
     assert (tmp_path / "r" / "metrics.jsonl").read_text() == ""
 
 
+def asked_to_stop(arguments: list[str], rank: int) -> int:
+    """One rank alone receives a signal, after its third step."""
+    shown = terminal.Progress.show
+
+    def asked(self, done, text):
+        shown(self, done, text)
+        if done == 3 and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    terminal.Progress.show = asked
+    return main(arguments)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, tmp_path, rank):
+    """The sums of the fourth step tell the others, with no collective of its own."""
+    with started(2, tmp_path / "said", asked_to_stop, flags(world, tmp_path), rank) as ranks:
+        assert ranks.wait(MINUTE) == [128 + signal.SIGTERM] * 2
+    assert "stopped by SIGTERM at step 4: go on with --resume" in ranks.out(0)
+    assert steps_saved(tmp_path / "r") == [4]
+
+
 def without_its_file(arguments: list[str], rank: int) -> int:
     """One rank does not find what the others read."""
     if os.environ["RANK"] == str(rank):
@@ -154,7 +178,7 @@ def overruled(monkeypatch, config: TrainConfig, **environment: str) -> str:
 
 def test_nothing_is_overruled_where_flags_and_configuration_agree(monkeypatch):
     config = TrainConfig(
-        model=ModelConfig(precision="bf16", gradient_checkpointing=True),
+        model=ModelConfig(precision="bf16", gradient_checkpointing="on"),
         parallel=ParallelConfig(strategy="fsdp", replicate=0, cpu_offload=True),
     )
     asked = {
@@ -169,7 +193,7 @@ def test_nothing_is_overruled_where_flags_and_configuration_agree(monkeypatch):
     told = overruled(monkeypatch, TrainConfig(parallel=ParallelConfig(strategy="ddp")), **asked)
     for flag in ("--model.precision", "--parallel.strategy fsdp", "--parallel.cpu-offload", "--parallel.replicate 0"):
         assert flag in told
-    assert "--model.gradient-checkpointing" in told
+    assert "--model.gradient-checkpointing on" in told
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ FLOORS = (
     {"distributed"},
     {"storage"},
     {"scorer"},
-    {"training", "labelling", "evaluation"},
+    {"training", "labelling", "evaluation", "checking"},
     {"cli"},
     {"train"},
     {"api", "demo_model"},
-    {"label", "evaluate"},
+    {"label", "evaluate", "check", "convert"},
 )
 """From the ground up: what a room may import stands below it, or within it (the ground is one room)."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

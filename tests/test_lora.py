@@ -183,12 +183,15 @@ def test_recomputed_layers_give_the_same_gradients(layout):
     assert [name for name, g in found[0].items() if not torch.equal(g, found[1][name])] == []
 
 
-def test_updates_of_half_precision_weights_are_float32_and_merged_into_halves():
+def test_updates_of_half_precision_weights_are_float32_and_merged_without_rounding_them():
     classifier = adapted(tiny_classifier("llama", dtype=torch.bfloat16))
     assert {p.dtype for p in classifier.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in classifier.parameters() if not p.requires_grad} == {torch.bfloat16}
+    updated = {name.removesuffix(".weight") for name in lora.updates(classifier)}
     lora.merge(classifier)
-    assert {p.dtype for p in classifier.model.parameters()} == {torch.bfloat16}
+    for name, layer in classifier.model.named_modules():
+        for parameter in layer.parameters(recurse=False):
+            assert parameter.dtype == (torch.float32 if f"model.{name}" in updated else torch.bfloat16), name
 
 
 # ---- runs
@@ -308,7 +311,8 @@ def test_two_ranks_are_the_run_of_one_and_go_on_bit_for_bit(world, both, tmp_pat
 
 def test_offloaded_bf16_shards_that_recompute_are_merged_whole(world, tmp_path):
     more = ["--parallel.strategy", "fsdp", "--parallel.cpu-offload", "--model.precision", "bf16", "--lora.keep", "both"]
-    ranks.run(2, tmp_path / "said", main, flags(world, tmp_path, *RANK, *more, "--model.gradient-checkpointing"))
+    arguments = flags(world, tmp_path, *RANK, *more, "--model.gradient-checkpointing", "on")
+    ranks.run(2, tmp_path / "said", ranks.with_bf16, main, arguments)
     final = tmp_path / "r" / "FINAL"
     model = AutoModelForSequenceClassification.from_pretrained(final)
     assert scores_in_transformers(model, final) == pytest.approx(self_check(final)[1], rel=1e-5, abs=1e-5)
@@ -609,6 +613,35 @@ def test_an_adapter_of_an_adapter_and_one_beside_a_model_are_refused(both, tmp_p
     shutil.copy(both / "FINAL" / "model.safetensors", folder)
     with pytest.raises(ValueError, match=r"weights of a model and an adapter_config\.json"):
         load_config(str(folder))
+
+
+@pytest.mark.parametrize("has_peft", [True, False])
+def test_no_program_reads_half_of_a_model_with_an_adapter_in_it(has_peft, world, both, tmp_path, capsys, monkeypatch):
+    """transformers loads such a folder as the adapter's base where peft is installed, and without the adapter where it
+    is not."""
+    if not has_peft:
+        monkeypatch.setitem(sys.modules, "peft", None)
+    final, inside = both / "FINAL", both / "FINAL" / "adapter"
+    made = {}
+    for name, files in {
+        "config and weights": [inside / adapter.CONFIG, inside / adapter.WEIGHTS],
+        "config alone": [inside / adapter.CONFIG],
+        "weights alone": [inside / adapter.WEIGHTS],
+    }.items():
+        made[name] = tmp_path / name
+        shutil.copytree(final, made[name], ignore=shutil.ignore_patterns("adapter"))
+        for file in files:
+            shutil.copy(file, made[name])
+    made["a pickle beside"] = tmp_path / "a pickle beside"
+    shutil.copytree(inside, made["a pickle beside"])
+    (made["a pickle beside"] / "pytorch_model.bin").write_bytes(b"")
+    samples = [str(world / "test.jsonl"), str(tmp_path / "out.jsonl")]
+    for name, folder in made.items():
+        alone = name == "weights alone"
+        words = "adapter_model.safetensorswithouttheadapter_config.json" if alone else "anadapter_config.json;moveone"
+        assert words in refusal(capsys, flags(world, tmp_path, model=folder)), name
+        assert words in refusal(capsys, ["--model", str(folder), *samples], label.main), name
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_model_with_a_head_keeps_it_under_lora(both):

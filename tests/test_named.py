@@ -133,6 +133,9 @@ def oasst_row(message, parent, role, rank, lang="en"):
     }
 
 
+ALONE = "without a pair of its own (the best sibling, or no rank)"
+
+
 def test_oasst_pairs_adjacent_ranks_on_the_path_from_the_root():
     rows = [
         oasst_row("deep0", "next", "assistant", 0.0),  # children may stand before their parents
@@ -143,7 +146,7 @@ def test_oasst_pairs_adjacent_ranks_on_the_path_from_the_root():
         oasst_row("c", "root", "assistant", 2),
         oasst_row("next", "a", "prompter", None),
     ]
-    found = read("oasst", rows)
+    found = [(i, pair) for i, pair in read("oasst", rows) if pair != ALONE]
     assert pairs(found) == [
         ("text  of deep0", "text  of deep1"),
         ("text  of a", "text  of b"),
@@ -164,6 +167,7 @@ def test_oasst_reads_english_and_says_what_it_leaves_out():
     ]
     assert read("oasst", rows) == [
         (0, "not English"),
+        (1, ALONE),
         (2, "no English path from the root"),
         (3, "no sibling one rank above"),
     ]
@@ -176,7 +180,7 @@ def test_oasst_siblings_that_people_wrote_keep_their_role():
         oasst_row("x", "a", "prompter", 0),
         oasst_row("y", "a", "prompter", 1),
     ]
-    ((_, found),) = read("oasst", rows)
+    ((_, found),) = ((i, pair) for i, pair in read("oasst", rows) if pair != ALONE)
     assert (found["chosen"], found["rejected"]) == ([user("text  of x")], [user("text  of y")])
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rmkit.labelling.partial import PartialScores
+from support.listing import listing
 
 
 def line(chunk, scores, **skipped):
@@ -65,6 +66,30 @@ def test_a_failure_before_the_first_score_leaves_no_folder(partial):
     with pytest.raises(KeyError), partial.removed_if_unused(True):
         raise KeyError
     assert not partial.folder.exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_scores_that_overwrite_replaces_come_back_where_it_scores_nothing(partial, killed):
+    with partial.writer(0) as write:
+        write(line(0, [1.0]))
+    before = listing(partial.folder)
+    partial.open({"--model": "typo"}, resume=False, overwrite=True, say=print)
+    assert partial.done() == set()
+    if killed:
+        partial.open({"--model": "m"}, resume=True, overwrite=False, say=print)
+    else:
+        with pytest.raises(KeyError), partial.removed_if_unused(True):
+            raise KeyError
+    assert listing(partial.folder) == before
+
+
+def test_new_scores_are_those_that_count(partial):
+    for score in (1.0, 2.0):
+        partial.open({"--model": "m"}, resume=False, overwrite=True, say=print)
+        with partial.writer(0) as write:
+            write(line(0, [score]))
+    partial.open({"--model": "m"}, resume=True, overwrite=False, say=print)
+    assert partial.scores(np.arange(1), [0, 1])[0].tolist() == [2.0]
 
 
 def test_no_two_labellings_work_in_one_folder(partial):

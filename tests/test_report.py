@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from rmkit.data.cache import features
+from rmkit.data.counts import Counts
 from rmkit.evaluation import metrics, plots, report, statistics
 from rmkit.evaluation.scores import Scored
 from support.page_reader import EVIL, read, text_of
@@ -59,6 +60,7 @@ def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL
         "data": [f"data {EVIL}"],
         "against_model": EVIL,
         **metrics.measure(preferences, first, found),
+        "counts": Counts(rows=n, pairs=n).as_dict(),
         "notes": [EVIL],
         "environment": {"command": [EVIL]},
     }

@@ -1,16 +1,22 @@
+import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
+import types
 
 import pytest
 import torch
 
 from rmkit.config import BatchConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_dict
 from rmkit.data import demo
-from rmkit.storage import run_folder, training_state
+from rmkit.model import adapter
+from rmkit.storage import checkpoint, lock, run_folder, training_state
 from rmkit.storage.checkpoint import Progress
 from rmkit.storage.checksums import checksums, write_checksums
-from rmkit.storage.run_folder import check_same, open_run
+from rmkit.storage.run_folder import check_apart, check_same, claimed, open_run, replace_earlier
 from rmkit.training.optim import adamw
+from support.listing import listing
 from support.oracle import reward_model, tiny_classifier
 from support.saved import save
 
@@ -56,21 +62,164 @@ def test_results_are_never_written_over_without_a_word(tmp_path, name):
     assert (config.folder / name).exists()
 
 
-def test_overwrite_deletes_the_results_and_nothing_else(tmp_path):
-    config = run_of(tmp_path, overwrite=True)
+def finished(config) -> dict[str, str]:
+    """A finished run in the folder of `config`, and something of the user's; what stands there."""
     write_checkpoint(config, 4)
     for name in ("FINAL", "tensorboard", "wandb"):
         (config.folder / name).mkdir()
+        (config.folder / name / "file").write_text("old")
     for name in ("metrics.jsonl", "config.json", "env.json", "notes.txt"):
         (config.folder / name).write_text("old")
-    weights, progress, said = opened(config)
-    assert (weights, progress) == (None, Progress())
-    assert [path.name for path in config.folder.iterdir()] == ["notes.txt"]
-    assert said == [f"deleted FINAL, checkpoints, metrics.jsonl of an earlier run in {config.folder}"]
+    return listing(config.folder)
+
+
+def kept_in(folder):
+    return listing(folder / "old-run", without=("ABOUT.txt", "old-run"))
+
+
+def test_overwrite_moves_the_results_away_and_nothing_else(tmp_path):
+    config, said = run_of(tmp_path, overwrite=True), []
+    before = finished(config)
+    assert opened(config) == (None, Progress(), [])
+    assert listing(config.folder) == before, "nothing moves before all inputs are read"
+    replace_earlier(config, said.append)
+    assert sorted(path.name for path in config.folder.iterdir()) == ["notes.txt", "old-run"]
+    assert kept_in(config.folder) == {name: text for name, text in before.items() if name != "notes.txt"}
+    assert "moved FINAL, checkpoints, metrics.jsonl of an earlier run to" in said[0]
+
+
+def test_without_overwrite_nothing_moves(tmp_path):
+    config = run_of(tmp_path, resume=True)
+    before = finished(config)
+    with claimed(config, print):
+        replace_earlier(config, print)
+        assert listing(config.folder) == before
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), RuntimeError("a rank is lost")])
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_the_earlier_one(tmp_path, error):
+    config, said = run_of(tmp_path, overwrite=True), []
+    before = finished(config)
+    with contextlib.suppress(type(error)), claimed(config, said.append):
+        replace_earlier(config, print)
+        (config.folder / "metrics.jsonl").write_text("new")
+        (config.folder / "tensorboard").mkdir()
+        raise error
+    assert listing(config.folder) == before
+    assert said == [f"--overwrite came to no checkpoint: the earlier run is back in {config.folder}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_run_that_is_stopped_with_a_checkpoint_keeps_both(tmp_path):
+    config, said = run_of(tmp_path, overwrite=True), []
+    old = {name: text for name, text in finished(config).items() if name != "notes.txt"}
+    with claimed(config, said.append):
+        replace_earlier(config, print)
+        write_checkpoint(config, 2)
+    assert kept_in(config.folder) == old
+    assert f"is kept in {config.folder / 'old-run'}" in said[0]
+    with contextlib.suppress(ZeroDivisionError), claimed(config, print):  # overwritten again, by mistake
+        replace_earlier(config, print)
+        assert kept_in(config.folder / "old-run") == old
+        raise ZeroDivisionError
+    assert kept_in(config.folder) == old
+    assert checkpoint.steps_saved(config.folder) == [2]
+    with claimed(dataclasses.replace(config, overwrite=False, resume=True), print):
+        (config.folder / "FINAL").mkdir()
+    assert not (config.folder / "old-run").exists()
+
+
+def test_the_earlier_run_goes_with_the_second_checkpoint(tmp_path):
+    config = run_of(tmp_path, overwrite=True)
+    finished(config)
+    with claimed(config, print):
+        replace_earlier(config, print)
+        write_checkpoint(config, 2)
+        checkpoint._rotate(config.folder, 1, Progress(step=2))
+        assert (config.folder / "old-run").is_dir()
+        write_checkpoint(config, 4)
+        checkpoint._rotate(config.folder, 1, Progress(step=4))
+        assert not (config.folder / "old-run").exists()
+    assert checkpoint.steps_saved(config.folder) == [4]
+
+
+def test_what_a_kill_left_is_put_back_by_the_next_start(tmp_path):
+    config, said = run_of(tmp_path, overwrite=True), []
+    before = finished(config)
+    replace_earlier(config, print)
+    (config.folder / "metrics.jsonl").write_text("new")
+    with pytest.raises(ValueError, match="holds FINAL"), claimed(run_of(tmp_path), said.append):
+        opened(run_of(tmp_path))
+    assert listing(config.folder) == before
+    assert "the earlier run is back" in said[0]
+
+
+def test_a_folder_has_one_training_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    config = run_of(tmp_path)
+    code = "import sys; from rmkit.storage.lock import locked\n"
+    code += "with locked(__import__('pathlib').Path(sys.argv[1]), ''): print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(config.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=r"another training is at work there; wait"), claimed(config, print):
+        pytest.fail("it is locked")
+    other.kill()
+    other.communicate()
+    with claimed(config, print):
+        pass
+    assert list(tmp_path.iterdir()) == [], "neither a lock nor an empty folder stays"
+
+
+@pytest.mark.parametrize("way", ["plain", "relative", "link to the folder", "link to the run", "links to files"])
+def test_a_model_in_the_folder_that_it_would_replace_is_refused(tmp_path, way, monkeypatch):
+    config = run_of(tmp_path, overwrite=True)
+    final = config.folder / "FINAL"
+    final.mkdir(parents=True)
+    (final / "model.safetensors").write_text("weights")
+    monkeypatch.chdir(tmp_path)
+    name = str(final)
+    if way == "relative":
+        name = "x/../x/FINAL/"
+    elif way == "link to the folder":
+        (tmp_path / "link").symlink_to(final)
+        name = "link"
+    elif way == "link to the run":
+        (tmp_path / "runs").symlink_to(tmp_path)
+        name = "runs/x/FINAL"
+    elif way == "links to files":
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy" / "model.safetensors").symlink_to(final / "model.safetensors")
+        name = "copy"
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=r"--model.name .*: it lies in .* give another --exp-name"):
+        check_apart(changed(config, "model.name", name))
+    assert listing(tmp_path) == before
+    check_apart(changed(run_of(tmp_path, overwrite=True, seed=1), "model.name", "no/such"))
+
+
+def test_an_adapter_whose_base_is_in_the_folder_is_refused(tmp_path, monkeypatch):
+    config = run_of(tmp_path, overwrite=True)
+    (config.folder / "FINAL").mkdir(parents=True)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / adapter.CONFIG).write_text("{}")
+    of = types.SimpleNamespace(base=str(config.folder / "FINAL"))
+    monkeypatch.setattr(adapter, "adapter_in", lambda name: of)
+    with pytest.raises(ValueError, match=r"FINAL: it lies in"):
+        check_apart(changed(config, "model.name", str(tmp_path / "adapter")))
+
+
+def test_a_run_never_writes_into_its_models_own_folder(tmp_path):
+    """Its config.json would take the place of the model's."""
+    config = run_of(tmp_path)
+    config.folder.mkdir()
+    with pytest.raises(ValueError, match=r"itself, which the run would write into; give another --exp-name"):
+        check_apart(changed(config, "model.name", str(config.folder)))
 
 
 def test_the_first_rank_decides_for_all(tmp_path, monkeypatch):
-    """Another rank may see the folder when the first one has deleted the old run, or begun to write the new one."""
+    """Another rank may see the folder when the first one has moved the old run, or begun to write the new one."""
     config = run_of(tmp_path, overwrite=True)
     kept = write_checkpoint(config, 4)
     monkeypatch.setattr(run_folder, "on_first_rank", lambda action: False)  # what rank 0 has found

@@ -1,11 +1,16 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from rmkit import scorer
+from rmkit.data.tokenizer import encode, render
 from rmkit.errors import UserError
 from rmkit.labelling.config import FLAGS
+from rmkit.model import precision
 from rmkit.scorer import load_scorer
 from support.oracle import scores_one_by_one
 from support.saved import small, written
@@ -54,6 +59,7 @@ def test_nothing_to_score(folder):
 
 
 def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
     given, group = sequences([5, 50, 7, 19]), np.arange(4)
     rounded = load_scorer(str(folder), device=CPU, precision="bf16", say=lambda text: None)
     monkeypatch.setattr(scorer, "_round_projections", lambda model: None)
@@ -63,6 +69,15 @@ def test_bf16_rounds_the_projections_once_and_changes_no_score(folder, monkeypat
     for name, dtype in dtypes.items():
         assert dtype == (torch.bfloat16 if name.endswith("_proj.weight") else torch.float32), name
     assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+
+
+def test_bf16_on_a_processor_without_it_is_computed_in_fp32_and_that_is_said(folder, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    said = []
+    loaded = load_scorer(str(folder), device=CPU, precision="bf16", say=said.append)
+    assert not loaded.model.bf16
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+    assert [text for text in said if text.startswith("computes in fp32: bf16 is asked for")]
 
 
 @pytest.mark.parametrize(("given", "passes"), [(None, [20, 20, 13]), (40, [33, 20])])
@@ -95,3 +110,45 @@ def test_whole_messages_and_tools_reach_the_template(folder):
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with pytest.warns(UserWarning, match="conversation 0: the chat template leaves out tools"):
         assert loaded.score(said, tools=[TOOL]) == loaded.score(said)
+
+
+@pytest.fixture(scope="module")
+def pad_ends(folder, tmp_path_factory):
+    """Someone else's classifier whose pad token ends every conversation."""
+    other = tmp_path_factory.mktemp("theirs") / "m"
+    shutil.copytree(folder, other)
+    (other / "rmkit.json").unlink()
+    for name in ("config.json", "tokenizer_config.json"):
+        held = json.loads((other / name).read_text())
+        held |= {"pad_token_id": 2} if name == "config.json" else {"pad_token": "</s>"}
+        (other / name).write_text(json.dumps(held))
+    return other
+
+
+def test_where_the_pad_token_ends_a_conversation_both_readings_are_offered(pad_ends):
+    talk = [{"role": "user", "content": "reverse abc"}, {"role": "assistant", "content": "cba"}]
+    said = []
+    last = load_scorer(str(pad_ends), device=CPU, say=said.append)
+    early = load_scorer(str(pad_ends), device=CPU, end_token="before-pad", say=said.append)
+    told = [line for line in said if "its files do not say" in line]
+    assert "Here the last is scored; --end-token before-pad scores the other" in told[0]
+    assert "Here the one before is scored; --end-token last scores the other" in told[1]
+    plain = AutoModelForSequenceClassification.from_pretrained(pad_ends).eval()
+    ids = encode(last.tokenizer, [render(last.tokenizer, talk)])[0]
+    assert ids[-1] == plain.config.pad_token_id == 2
+    with torch.no_grad():
+        theirs = plain(torch.tensor([ids])).logits.item()
+        plain.config.pad_token_id = 0
+        of_the_last = plain(torch.tensor([ids])).logits.item()
+    assert early.score(talk) == pytest.approx(theirs, abs=1e-5)
+    assert last.score(talk) == pytest.approx(of_the_last, abs=1e-5)
+    assert abs(theirs - of_the_last) > 0.01
+
+
+def test_elsewhere_the_flag_changes_nothing(folder):
+    given, group = sequences([5, 50]), np.arange(2)
+    said = []
+    usual = load_scorer(str(folder), device=CPU, say=said.append).score_tokens(given, group)
+    early = load_scorer(str(folder), device=CPU, end_token="before-pad", say=said.append).score_tokens(given, group)
+    assert usual.tobytes() == early.tobytes()
+    assert not any("pad token" in line for line in said)

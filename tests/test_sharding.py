@@ -64,8 +64,8 @@ def alone(world, tmp_path_factory):
 
 
 WAYS = {
-    "ddp recomputed": (2, "ddp", "--model.gradient-checkpointing"),
-    "fsdp recomputed": (2, "fsdp", "--model.gradient-checkpointing"),
+    "ddp recomputed": (2, "ddp", "--model.gradient-checkpointing", "on"),
+    "fsdp recomputed": (2, "fsdp", "--model.gradient-checkpointing", "on"),
     "fsdp in several microbatches": (2, "fsdp", "--batch.max-tokens", "100"),
     "fsdp offloaded": (2, "fsdp", "--parallel.cpu-offload"),
     "one process offloaded": (1, "fsdp", "--parallel.cpu-offload"),
@@ -114,7 +114,7 @@ def test_layers_gathered_in_bf16_err_no_more_than_bf16_itself(world, alone, tmp_
     for strategy in ("ddp", "fsdp"):
         cache = tmp_path / strategy
         given = flags(world, cache, "--model.precision", "bf16", "--parallel.strategy", strategy)
-        ranks.run(2, cache / "said", main, given)
+        ranks.run(2, cache / "said", ranks.with_bf16, main, given)
         errors[strategy] = np.abs(np.array(values(cache, "loss/train")) - exact).max()
     assert 0.0 < errors["ddp"] < 0.02, "bf16 was not in use, or is broken"
     assert errors["fsdp"] <= 2 * errors["ddp"], errors

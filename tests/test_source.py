@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rmkit.data.cache import features
+from rmkit.data.counts import Counts
 from rmkit.data.source import load, overlap
 
 BAD = {"role": "assistant", "content": "bad"}
@@ -209,6 +210,35 @@ def test_files_of_a_folder_named_for_another_split_are_not_read():
     write("e/test.jsonl", row(1))
     with pytest.raises(ValueError, match=r"^e: all files are named for another split \(test.jsonl\)"):
         read("e")
+
+
+def test_a_cloned_set_of_the_hub_is_read():
+    """Files in folders below, hidden ones left out; a folder may be named for its split."""
+    for name in ("data/train-0.jsonl", "data/test-0.jsonl", "validation/0.jsonl", "part/train/0.jsonl", ".git/x.jsonl"):
+        write(f"d/{name}", row(name))
+    write("d/dataset_infos.json", {"default": {}})
+    found, said = read("d")
+    assert prompts(found) == ["qdata/train-0.jsonl", "qpart/train/0.jsonl"]
+    assert said[0] == "d: data/test-0.jsonl, validation/0.jsonl not read: named for another split than train"
+    assert prompts(read("d", split="test")[0]) == ["qdata/test-0.jsonl"]
+
+
+def test_bad_rows_are_counted_and_listed_where_that_is_asked_for():
+    Path("a.jsonl").write_text('{"prompt": 1, "chosen": "a", "rejected": "b"}\n{"prompt"\n' + json.dumps(row(1)) + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: field 'prompt'"):
+        read("a.jsonl")
+    said, counts = [], Counts()
+    found = load(("a.jsonl",), "train", said.append, bad_rows="drop", counts=counts)
+    assert prompts(found) == ["q1"]
+    assert said[0].endswith("3 rows, 1 preferences; dropped: 2 bad rows")
+    assert [line.split(":")[0] for line in said[1:]] == ["dropped a.jsonl, line 1", "dropped a.jsonl, line 2"]
+    assert (counts.rows, counts.pairs, dict(counts.rows_dropped)) == (3, 1, {"bad rows": 2})
+
+
+def test_rows_of_another_split_alone_are_said():
+    write("a.jsonl", row(1, split="test"))
+    with pytest.raises(ValueError, match=r"whose field 'split' names another split than train are not read"):
+        read("a.jsonl")
 
 
 def test_a_folder_without_data():

@@ -152,7 +152,10 @@ def demo(cache: Path, *more: str) -> list[str]:
 
 def test_the_command_mirrors_every_line_of_metrics(tmp_path):
     pytest.importorskip("tensorboard")
-    assert main(demo(tmp_path, "--log.to", "tensorboard")) == 0
+    few = str(tmp_path / "few.jsonl")
+    row = {"prompt": "reverse abc", "chosen": "cba", "rejected": "abc"}
+    Path(few).write_text("".join(json.dumps({**row, "prompt": f"reverse {i}"}) + "\n" for i in range(8)))
+    assert main(demo(tmp_path, "--log.to", "tensorboard", "--data.train", few, "--data.test", few)) == 0
     rows = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     shown = curves(tmp_path / "r/tensorboard")
     assert {"loss/train", "loss/eval"} <= shown.keys()

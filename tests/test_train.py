@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.write import FILE, help_text
+from golden.write import FILE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
@@ -22,8 +22,9 @@ from rmkit.data import demo
 from rmkit.storage import checkpoint, export
 from rmkit.train import main
 from rmkit_kernels._backend import triton_on_cpu
+from support import ranks
 from support.oracle import scores_one_by_one
-from support.victim import lines, save_lm, write_rows
+from support.victim import FINISHED, lines, save_lm, write_rows
 
 PAIRS, TEST_PAIRS = 22, 5
 
@@ -66,8 +67,9 @@ def undisturbed(world, tmp_path_factory) -> Path:
     return cache / "r"
 
 
-def test_help_is_the_golden_text():
-    assert help_text() == FILE.read_text(), "flags changed? python tests/golden/write.py, and read the diff"
+def test_help_is_the_golden_text(tmp_path):
+    told = ranks.run(1, tmp_path, main, ["--help"], NO_COLOR=1, TERM="dumb").out(0)
+    assert told == FILE.read_text(), "flags changed? python tests/golden/write.py, and read the diff"
 
 
 def test_metrics_have_a_line_a_step_with_the_names_of_halos(undisturbed):
@@ -151,7 +153,7 @@ def test_triton_kernels_give_the_same_run(world, undisturbed, tmp_path):
 
 
 def test_gradient_checkpointing_gives_the_same_run(world, undisturbed, tmp_path):
-    assert main(flags(world, tmp_path, "--model.gradient-checkpointing")) == 0
+    assert main(flags(world, tmp_path, "--model.gradient-checkpointing", "on")) == 0
     assert_close_runs(tmp_path / "r", undisturbed)
 
 
@@ -164,12 +166,8 @@ def assert_close_runs(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_give_the_same_run(world, undisturbed, tmp_path, strategy):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "rmkit.train", *flags(world, tmp_path, "--parallel.strategy", strategy, "--save.every", "2")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = flags(world, tmp_path, "--parallel.strategy", strategy, "--save.every", "2")
+    ranks.run(2, tmp_path / "said", main, arguments)
     differences = compared(tmp_path / "r", undisturbed)
     assert {key: value for key, value in differences.items() if value > LIMITS[key]} == {}
     # A checkpoint of two ranks goes on in one process.
@@ -274,10 +272,26 @@ def test_goes_on_from_a_folder_that_rmkit_wrote(world, undisturbed, tmp_path, ca
     assert lines(tmp_path / "r")[0]["loss/eval"] == pytest.approx(last["loss/eval"], rel=1e-5)
 
 
-def test_binary_head_is_saved_with_two_labels(world, tmp_path):
-    assert main(flags(world, tmp_path, "--model.head", "binary", "--optim.max-steps", "1")) == 0
-    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "r" / "FINAL")
-    assert saved.score.weight.shape[0] == saved.config.num_labels == 2
+def test_a_binary_head_is_trained_whole_and_saved_folded_or_with_two_labels(world, tmp_path):
+    saved = {}
+    for kept in ("fold", "keep"):
+        given = ("--model.head", "binary", "--optim.max-steps", "2", "--save.every", "1", "--save.binary-head", kept)
+        assert main(flags(world, tmp_path / kept, *given)) == 0
+        assert (
+            load_file(tmp_path / kept / "r" / "checkpoints" / "step-1" / "model.safetensors")["score.weight"].shape[0]
+            == 2
+        )
+        saved[kept] = AutoModelForSequenceClassification.from_pretrained(tmp_path / kept / "r" / "FINAL")
+    assert saved["keep"].score.weight.shape[0] == saved["keep"].config.num_labels == 2
+    assert saved["fold"].score.weight.shape[0] == saved["fold"].config.num_labels == 1
+    assert torch.equal(saved["fold"].score.weight, saved["keep"].score.weight[1:])
+    # The full head is what a run goes on from.
+    (tmp_path / "fold" / "r" / "FINAL").rename(tmp_path / "before")
+    shutil.rmtree(tmp_path / "fold" / "r" / "checkpoints" / "step-2")
+    assert main(flags(world, tmp_path / "fold", *given[:-1], "fold", "--resume")) == 0
+    again = load_file(tmp_path / "fold" / "r" / "FINAL" / "model.safetensors")
+    whole = load_file(tmp_path / "before" / "model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def refusal(capsys, arguments: list[str]) -> str:
@@ -350,8 +364,10 @@ def test_finished_run_is_not_overwritten(world, undisturbed, capsys):
 def test_overwrite_starts_anew(world, tmp_path, undisturbed, capsys):
     (tmp_path / "r" / "FINAL").mkdir(parents=True)
     assert main(flags(world, tmp_path, "--overwrite", "--save.every", "2")) == 0
-    assert "deleted FINAL" in capsys.readouterr().out
+    assert "moved FINAL of an earlier run to" in capsys.readouterr().out
     assert lines(tmp_path / "r") == lines(undisturbed)
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {*FINISHED}, "the earlier run is gone"
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
 def test_resume_with_other_data_is_refused(world, undisturbed, capsys):
@@ -379,13 +395,13 @@ def test_base_model_gets_a_template_and_a_pad_token(world, tmp_path, capsys):
         tokenizer = demo.tokenizer()
         tokenizer.chat_template, tokenizer.pad_token = None, pad
         tokenizer.save_pretrained(folder)
-        arguments = flags(world, tmp_path, "--exp-name", folder.name, "--optim.max-steps", "1")
+        arguments = flags(world, tmp_path, "--exp-name", f"of-{folder.name}", "--optim.max-steps", "1")
         arguments[arguments.index("--model.name") + 1] = str(folder)
         assert main(arguments) == 0
         out = capsys.readouterr().out
         assert "no chat template" in out
         assert "as pad token" in out if pad else "no pad token" in out
-        saved = AutoTokenizer.from_pretrained(tmp_path / folder.name / "FINAL")
+        saved = AutoTokenizer.from_pretrained(tmp_path / f"of-{folder.name}" / "FINAL")
         assert saved.pad_token_id not in (None, saved.eos_token_id)
         assert saved.chat_template
 
@@ -409,8 +425,7 @@ def test_embedded_default_in_a_process_of_its_own(tmp_path):
 
 
 def test_user_error_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "rmkit.train", "--cache-dir", str(tmp_path), "--optim.lr", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "--optim.lr 0" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    with ranks.started(1, tmp_path / "said", main, ["--cache-dir", str(tmp_path), "--optim.lr", "0"]) as alone:
+        assert alone.wait(120) == [2]
+    assert "--optim.lr 0" in alone.err(0) + alone.out(0)
+    assert "Traceback" not in alone.err(0)

@@ -42,7 +42,7 @@ def ranks_and_one(tmp_path_factory):
 def test_two_ranks_read_what_one_or_two_wrote(ranks_and_one):
     _, found = ranks_and_one
     assert len(found) == 2
-    assert len(found[0]) == 10
+    assert len(found[0]) == 12
     assert [name for each in found for name, right in each.items() if not right] == []
 
 

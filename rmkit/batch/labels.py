@@ -26,12 +26,9 @@ class PairLabels:
 
     def tensors(self, indices: np.ndarray) -> "PairLabels":
         """The labels of some pairs, as float32 tensors."""
-        return self._each(lambda column: torch.from_numpy(column[indices]).float())
+        return self.each(lambda column: torch.from_numpy(column[indices]).float())
 
-    def to(self, device: torch.device) -> "PairLabels":
-        return self._each(lambda column: column.to(device, non_blocking=True))
-
-    def _each(self, change: Callable) -> "PairLabels":
+    def each(self, change: Callable) -> "PairLabels":
         return PairLabels({name: change(column) for name, column in self.columns.items()})
 
 

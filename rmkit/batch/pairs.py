@@ -98,17 +98,20 @@ def tokenise(
     max_length: int,
     say: Callable[[str], None],
     objectives: SequenceOf[str] = (),
+    judged: bool = False,
 ) -> TokenisedPairs:
     """Tokenise both sides of every preference once, through `datasets` map with its cache and worker processes.
 
     Pairs over `max_length` are handled as --data.overlong says; `say` tells how many are dropped, by reason.
-    `objectives` are those whose ratings are read; without any, a rated response without a pair is refused.
+    `objectives` are those whose ratings are read; without any, a rated response without a pair is refused. Pairs that
+    are `judged`, not learned from, stay where both sides are the same: a tie.
     Raises ValueError on the first over-long pair (--data.overlong error), on a conversation that the chat template
     refuses, and where no pair is left.
     """
     if len(preferences) == 0:
         raise ValueError("no pair is left of 0: the data holds none")
-    table = _table(preferences, tokenizer, data, max_length, _workers(len(preferences), data.workers, say))
+    workers = _workers(len(preferences), data.workers, say)
+    table = _table(preferences, tokenizer, data, max_length, workers, judged)
     reason = table.data.column("reason").to_numpy()
     if (stop := np.flatnonzero(reason == STOP)).size:
         row = table[int(stop[0])]
@@ -125,7 +128,8 @@ def tokenise(
     rows = np.flatnonzero(reason == KEPT)
     if len(rows) == 0:
         ways = f"raise {flag('data.max_length')}", f"set {flag('data.overlong')} keep-end"
-        raise UserError("", None, f"no pair is left of {len(reason)}", *ways)
+        whys = "; ".join(f"{count} {why}" for why, count in dropped.items())
+        raise UserError("", None, f"no pair is left of {len(reason)} ({whys})", *(ways if OVERLONG in reason else ()))
     return _kept(table, rows, dropped, objectives, say)
 
 
@@ -152,7 +156,12 @@ def _workers(pairs: int, asked: int, say: Callable[[str], None]) -> int:
 
 
 def _table(
-    preferences: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataConfig, max_length: int, workers: int
+    preferences: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    max_length: int,
+    workers: int,
+    judged: bool,
 ) -> Dataset:
     """The tokens of both sides and a reason for each preference, from the cache where this has been done before."""
     settings = [
@@ -163,6 +172,7 @@ def _table(
         tokenizer.special_tokens_map,
         max_length,
         data.overlong,
+        judged,
         preferences._fingerprint,
     ]
     return preferences.map(
@@ -171,7 +181,7 @@ def _table(
         batch_size=200,
         remove_columns=list(TEXTS),
         features=_features(preferences),
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong},
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong, "judged": judged},
         num_proc=workers if workers > 1 else None,
         new_fingerprint=hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest(),
         desc="tokenising",
@@ -229,7 +239,9 @@ def _features(preferences: Dataset) -> Features:
     return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, **numbers})
 
 
-def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str) -> dict:
+def _tokenise_rows(
+    rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str, judged: bool
+) -> dict:
     out: dict[str, list] = {"chosen_ids": [], "rejected_ids": [], "shared": [], "group": [], "reason": []}
     out["left_out"] = []
     texts, template = [], left_out.LeftOut(tokenizer)
@@ -248,7 +260,8 @@ def _tokenise_rows(rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: i
         out["group"].append(int.from_bytes(digest, "big", signed=True))
     ids = encode(tokenizer, texts)
     for chosen, rejected, compared in zip(ids[::2], ids[1::2], rows["compared"], strict=True):
-        reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong, compared > 0)
+        learned = compared > 0 and not judged
+        reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong, learned)
         sides = np.array(chosen, np.int32), np.array(rejected, np.int32)
         out["reason"].append(reason)
         out["chosen_ids"].append(sides[0])

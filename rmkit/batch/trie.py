@@ -99,16 +99,17 @@ class PackedBatch:
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch on a device; copies do not wait for the host."""
+        """The same batch on a device; copies to a GPU leave pinned memory, and the host does not wait for them."""
         moved = {f.name: _moved(getattr(self, f.name), device, self.tokens) for f in fields(self)}
         return PackedBatch(**moved)
 
 
 def _moved(value, device: torch.device, tokens: int):
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        pinned = value.pin_memory() if device.type == "cuda" and value.is_cpu and value.numel() else value
+        return pinned.to(device, non_blocking=True)
     if isinstance(value, PairLabels):
-        return value.to(device)
+        return value.each(lambda column: _moved(column, device, tokens))
     if isinstance(value, Segments):
         tensors = {f.name: _moved(getattr(value, f.name), device, tokens) for f in fields(value)[:3]}
         listed = tensors["kv_index"]

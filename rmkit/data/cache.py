@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Value
 
-from rmkit.data import columns, forms
+from rmkit.data import benchmarks, columns, forms
 from rmkit.data.conversation import packed
 from rmkit.data.fields import names as fields_of
 from rmkit.data.fields import show
@@ -30,6 +30,10 @@ MOST_NAMES = 100
 """Names of unused fields that are collected of a file."""
 MOST_JOINED = 400
 """Rows that are joined to one: more would make more preferences than a row may."""
+
+BAD = "bad rows"
+LISTED = 20
+"""Bad rows of a file that are listed; the others are counted."""
 
 Row = dict[str, Any]
 Outcomes = Iterator[tuple[str, Row | str]]  # number of line, index or row; a preference, or why there is none
@@ -50,6 +54,12 @@ class Source:
     named: str = ""
     """A named set, and the split of it that is read."""
     split: str = ""
+    benchmark: str = ""
+    """The benchmark that the rows are of (`rmkit.data.benchmarks`)"""
+    judged: bool = False
+    """Nothing is learned from the pairs: identical sides and empty answers stay, and count as benchmarks count them."""
+    bad_rows: str = "stop"
+    """"drop": a row that cannot be read is counted and listed, and the others are read."""
     columns: tuple[str, ...] = ()
     """NAME=FIELD: the field that is read as NAME"""
 
@@ -73,7 +83,8 @@ def features() -> datasets.Features:
 
 
 def build(source: Source, rows: Dataset | None) -> tuple[Dataset, dict[str, Any]]:
-    """The cached preferences of one source, and a report on them: form, rows, dropped (reason -> count).
+    """The cached preferences of one source, and a report on them: form, rows, dropped (reason -> count), flaws (those
+    of them that are pairs, not rows), bad (place and fault of the first bad rows).
 
     `rows` is a data set that is open already; where it is None, a local file or the embedded set is read. A ValueError
     for the user is raised as it is; any other failure stays a DatasetGenerationError.
@@ -107,16 +118,25 @@ def _code() -> str:
 def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
     """The rows of the cached file. The last one holds the report, because the cache keeps nothing but rows."""
     origin = Source(**source)
-    report: Row = {"form": "", "rows": 0, "dropped": Counter(), "columns": [], "unused": [], "speakers": 0}
+    report: Row = {"form": "", "rows": 0, "dropped": Counter(), "flaws": Counter(), "bad": []}
+    report |= {"columns": [], "unused": [], "speakers": 0}
     read = _from_set(origin, rows, report) if origin.named else _from_rows(origin, rows, report)
     for number, preference in read:
-        reason = preference if isinstance(preference, str) else preference.get("undecided") or _flaw(preference)
-        if reason:
+        if isinstance(preference, str):
+            report["dropped"][preference] += 1
+        elif reason := preference.get("undecided") or ("" if origin.judged else _flaw(preference)):
             report["dropped"][reason] += 1
+            report["flaws"][reason] += 1
         else:
-            yield {**packed(preference), "source": f"{origin.shown}:{number}"}
+            yield {**packed(_sides_given(preference)), "source": f"{origin.shown}:{number}"}
     nothing = dict.fromkeys(features(), "") | {side: [] for side in ("prompt", "chosen", "rejected")}
     yield {**nothing, "compared": 0.0, **dict.fromkeys(LABELS), "id": json.dumps(report)}
+
+
+def _sides_given(preference: Row) -> Row:
+    """The preference with an empty answer where a compared side is no message at all."""
+    sides = ("chosen", "rejected") if preference["compared"] else ()
+    return preference | {s: [{"role": "assistant", "content": ""}] for s in sides if not preference[s]}
 
 
 def _flaw(preference: Row) -> str:
@@ -157,28 +177,29 @@ def _converted(name: str, rows: Any, split: str, shown: str, number: Callable[[i
 def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     """The preferences of rows that all have one form: that of the first row of the wanted split."""
     located = _wanted(origin, rows, report)
-    first = next(located, None)
+    if origin.benchmark:
+        yield from _of_benchmark(located, origin, report)
+        return
+    first, shape = _first(located, origin, report)
     if not report["rows"]:
         raise ValueError(f"{origin.shown}: the set is empty")
     if first is None:
         return
-    try:
-        shape = forms.SHAPES[detect(first[1])]
-    except ValueError as error:
-        raise ValueError(f"{origin.shown}, {first[0]}: {error}") from None
     report["form"] = shape.name
     if shape.named:
         again = _Again(origin, rows)
         yield from _converted(shape.named, again, origin.own_split or "train", origin.shown, again.place)
-        report |= {"rows": again.report["rows"], "unused": _some(forms.unused(first[1], shape))}
-        report["dropped"] |= again.report["dropped"]
+        report["dropped"] |= again.report["dropped"]  # whole, where the look at the first row saw some of them
+        report |= {name: again.report[name] for name in ("rows", "bad")}
+        report["unused"] = _some(forms.unused(first[1], shape))
         return
     located, unused = itertools.chain([first], located), set()
     for where, row in _joined(located, shape) if shape.joins else located:
         try:
             pairs = _fitting(row, shape)
         except ValueError as error:
-            raise ValueError(f"{origin.shown}, {where}: {error}") from None
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            continue
         if len(unused) < MOST_NAMES:
             unused |= forms.unused(row, shape)
         report["speakers"] += "\n\nHuman:" in row["prompt"] if type(row.get("prompt")) is str else 0
@@ -191,11 +212,48 @@ def _from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     report["speakers"] *= shape.name == "explicit prompt"
 
 
+def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:
+    """What the rows of a benchmark compare, each read by that benchmark's own rule."""
+    report["form"] = f"benchmark {origin.benchmark}"
+    for where, row in located:
+        try:
+            made = benchmarks.compared(origin.benchmark, row, origin.shown)
+            pairs = [p for each in made for p in ([each] if isinstance(each, str) else preferences(each, detect(each)))]
+        except ValueError as error:
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            continue
+        for pair in pairs:
+            yield where.rpartition(" ")[2], pair
+    if not report["rows"]:
+        raise ValueError(f"{origin.shown}: the set is empty")
+
+
+def _first(located: Located, origin: Source, report: Row) -> tuple[tuple[str, Any] | None, Shape | None]:
+    """The first row whose form is known, with its place, and that form; None where there is no such row."""
+    for where, row in located:
+        try:
+            return (where, row), forms.SHAPES[detect(row)]
+        except ValueError as error:
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+    return None, None
+
+
+def _bad(origin: Source, report: Row, told: str) -> None:
+    """Count and list a row that cannot be read; without --data.bad-rows drop it stops the run."""
+    if origin.bad_rows == "stop":
+        raise ValueError(told) from None
+    report["bad"] += [told] if len(report["bad"]) < LISTED else []
+    report["dropped"][BAD] += 1
+
+
 def _wanted(origin: Source, rows: Dataset | None, report: Row) -> Located:
     """The rows of the wanted split, under the names that --data.columns gives; all are counted in the report."""
-    renames = None
-    for where, row in read_rows(origin.path, origin.shown) if rows is None else _opened(rows, origin.shown):
+    renames, drop = None, origin.bad_rows == "drop"
+    for where, row in read_rows(origin.path, origin.shown, skip=drop) if rows is None else _opened(rows, origin.shown):
         report["rows"] += 1
+        if isinstance(row, ValueError):
+            _bad(origin, report, str(row))
+            continue
         try:
             if renames is None:
                 renames = columns.of_file(origin.columns, row)
@@ -203,7 +261,8 @@ def _wanted(origin: Source, rows: Dataset | None, report: Row) -> Located:
             row = columns.renamed(row, renames)
             other = origin.own_split and _other_split(row, origin.own_split)
         except ValueError as error:
-            raise ValueError(f"{origin.shown}, {where}: {error}") from None
+            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            continue
         if other:
             report["dropped"]["other split"] += 1
         else:
@@ -219,7 +278,7 @@ class _Again:
         self.report: Row = {}
 
     def __iter__(self) -> Iterator[Any]:
-        self._places, self.report = [], {"rows": 0, "dropped": Counter()}
+        self._places, self.report = [], {"rows": 0, "dropped": Counter(), "bad": []}
         for where, row in _wanted(self._origin, self._rows, self.report):
             self._places.append(where.rpartition(" ")[2])
             yield row

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
@@ -12,14 +12,15 @@ import pyarrow.parquet
 from rmkit.data.json_rows import BLOCK, rows, unit
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+_POINTER = b"version https://git-lfs"
 BATCH = 64
 """Rows of a Parquet file that are held at a time: a page of a few kilobytes can unpack to long texts."""
 
 Located = Iterator[tuple[str, Any]]  # the place of a row ("line 3", "index 2", "row 2"), and the row
 
 
-def read_rows(path: str, shown: str) -> Located:
-    """The rows of a file one at a time.
+def read_rows(path: str, shown: str, skip: bool = False) -> Located:
+    """The rows of a file one at a time. With `skip`, a line that is no JSON is yielded as the ValueError that it is.
 
     Lines count from 1, as editors do; elements of an array and rows of a table from 0, as Python does.
 
@@ -29,7 +30,8 @@ def read_rows(path: str, shown: str) -> Located:
     """
     if not Path(path).is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"{shown}: it is gone, or no ordinary file (a pipe, a device); save its rows to a file")
-    return _parquet(path, shown) if path.endswith(".parquet") else _json(path, shown)
+    check_whole(Path(path), shown)
+    return _parquet(path, shown) if path.endswith(".parquet") else _json(path, shown, skip)
 
 
 def _parquet(path: str, shown: str) -> Located:
@@ -47,17 +49,38 @@ def _parquet(path: str, shown: str) -> Located:
         raise ValueError(f"{shown}: the file is empty; it should hold one object per row")
 
 
-def _json(path: str, shown: str) -> Located:
-    opened = gzip.open if path.endswith(".gz") else open
+def _json(path: str, shown: str, skip: bool) -> Located:
     try:
-        with opened(path, "rb") as file:
+        with _opened(path) as file:
             called = unit(file)
-            for row in rows(file, shown):
+            for row in rows(file, shown, skip):
                 yield f"{called} {row.number}", row.value
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{shown}: broken or cut gzip file ({error})") from None
     except OSError as error:
         raise ValueError(f"{shown}: cannot be read ({error.strerror or error})") from None
+
+
+def _opened(path: str) -> IO[bytes]:
+    """The file, unzipped where it starts as gzip does, whatever its name says."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if zipped or path.endswith(".gz") else open(path, "rb")
+
+
+def check_whole(path: Path, shown: str) -> None:
+    """ValueError where a file is a pointer to what was not fetched."""
+    if is_pointer(path):
+        raise ValueError(f"{shown}: it is a Git LFS pointer, not the file itself; fetch that with: git lfs pull")
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that it has not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False  # whoever reads it says why
 
 
 def is_data(path: Path) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from rmkit.data import context
 from rmkit.data.fields import name, names, number, show
 from rmkit.data.messages import Message
+from rmkit.data.misspelt import missing
 from rmkit.data.ratings import of_sides, rated_responses
 from rmkit.data.shapes import chat, instruction, judged, plain, ranked, sets
 from rmkit.data.shapes.plain import hh_turns
@@ -117,9 +118,11 @@ def unknown(row: dict[str, Any]) -> str:
             f"found a prompt in each of the fields {two}; leave one of them out: columns {max(prompts)}= (see --help)"
         )
     known = "; ".join(f"{form}: {needs}" for form, needs in NEEDS.items())
+    given = {field for field, value in row.items() if value is not None}
+    others = f"{known}; and those of other trainers and sets"
     return (
-        f"found the fields {names(row)}, which fit no form of preferences ({known}; and those of other trainers and "
-        "sets); name other fields by columns, such as prompt=question (see --help)"
+        f"found the fields {names(row)}, which fit no form of preferences ({missing(given) or others}); name other "
+        "fields by columns, such as prompt=question (see --help)"
     )
 
 

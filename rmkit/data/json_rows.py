@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 BOM = b"\xef\xbb\xbf"
 BLOCK = 1 << 20
@@ -23,6 +23,8 @@ DEEPEST = 100
 """Deepest nesting of lists and objects: values are written again by recursive functions."""
 
 _NO_BLANK = re.compile(r"[^ \t\n\r]")
+_WRAPPED = re.compile(r'\{\s*"(data|rows|examples|instances|train|test|validation)"\s*:\s*\[\s*(?=[{\]])')
+_BLANK = object()
 _LONGEST_TOKEN = 16
 """Most characters of a piece of JSON that a block may cut in two ("-Infinity", a surrogate pair)."""
 
@@ -40,17 +42,33 @@ class Row(NamedTuple):
 
 
 def unit(file: IO[bytes]) -> str:
-    """What a message calls the place of a row: "index" in a JSON array, else "line"; rewinds the file."""
-    return "index" if first_byte(file) == b"[" else "line"
+    """What a message calls the place of a row: "line" where each has one, else "index"; rewinds the file."""
+    return "line" if _kind(file) == "lines" else "index"
 
 
-def rows(file: IO[bytes], shown: str) -> Iterator[Row]:
-    """The rows of a file; its content, not its name, tells whether it is an array or lines.
+def _kind(file: IO[bytes]) -> Literal["lines", "array", "wrapped", "objects"]:
+    """How the rows of a file stand in it; rewinds it. Wrapped: {"data": [..]}. Objects: printed over several lines."""
+    if first_byte(file) == b"[":
+        return "array"
+    start = file.read(4096).removeprefix(BOM).lstrip()
+    file.seek(0)
+    if _WRAPPED.match(start.decode("utf-8", "replace")):
+        return "wrapped"
+    return "objects" if re.match(rb"\{[ \t]*\r?\n", start) else "lines"
+
+
+def rows(file: IO[bytes], shown: str, skip: bool = False) -> Iterator[Row]:
+    """The rows of a file; its content, not its name, tells whether it is an array or lines. With `skip`, a line that is
+    no JSON is a row whose value is the ValueError.
 
     Raises ValueError where the file is empty, cut off, not UTF-8 or not JSON; `shown` is its name in the message.
     """
-    nothing = True
-    for row in _elements(file, shown) if first_byte(file) == b"[" else _lines(file, shown):
+    nothing, kind = True, _kind(file)
+    if kind == "lines":
+        found = _lines(file, shown, skip)
+    else:
+        found = _objects(file, shown) if kind == "objects" else _elements(file, shown, kind == "wrapped")
+    for row in found:
         nothing = False
         yield row
     if nothing:
@@ -67,7 +85,7 @@ def first_byte(file: IO[bytes]) -> bytes:
     return byte
 
 
-def _lines(file: IO[bytes], shown: str) -> Iterator[Row]:
+def _lines(file: IO[bytes], shown: str, skip: bool = False) -> Iterator[Row]:
     offset = number = blank = 0
     while raw := file.readline(LONGEST + 1):
         number += 1
@@ -75,13 +93,24 @@ def _lines(file: IO[bytes], shown: str) -> Iterator[Row]:
         where = f"{shown}, line {number}"
         if len(raw) > LONGEST:
             raise ValueError(_too_long(where))
-        line = decoded(raw[mark:], where)
-        if line.strip():
-            yield Row(number, offset + mark, len(raw) - mark, parsed(line, where))
+        value = _line(raw[mark:], where, skip)
+        if value is not _BLANK:
+            yield Row(number, offset + mark, len(raw) - mark, value)
             blank = 0
         elif (blank := blank + len(raw)) > BLANKS:
             raise ValueError(f"{where}: found nothing but blanks for {BLANKS >> 20} MiB; need one object per line")
         offset += len(raw)
+
+
+def _line(raw: bytes, where: str, skip: bool) -> Any:
+    """The value of a line, _BLANK, or with `skip` the error that it is."""
+    try:
+        line = decoded(raw, where)
+        return parsed(line, where) if line.strip() else _BLANK
+    except ValueError as error:
+        if not skip:
+            raise
+        return error
 
 
 class _Window:
@@ -125,10 +154,24 @@ class _Window:
         return match[0]
 
 
-def _elements(file: IO[bytes], shown: str) -> Iterator[Row]:
+def _objects(file: IO[bytes], shown: str) -> Iterator[Row]:
+    """Values one after the other, each over several lines."""
+    window, index = _Window(file, shown), 0
+    while window.next_character():
+        value, end = _element(window, f"{shown}, index {index}")
+        offset = window.offset
+        yield Row(index, offset, window.move(end), value)
+        index += 1
+
+
+def _elements(file: IO[bytes], shown: str, wrapped: bool = False) -> Iterator[Row]:
+    """The elements of an array, or of the one that an object holds under its only name."""
     window, index = _Window(file, shown), 0
     window.next_character()
-    window.move(window.at + 1)  # the opening bracket
+    opened = None
+    while wrapped and not (opened := _WRAPPED.match(window.text, window.at)) and window.grow():
+        pass
+    window.move(opened.end() if opened else window.at + 1)  # the opening bracket
     closed = window.next_character() == "]"
     while not closed:
         where = f"{shown}, index {index}"
@@ -144,6 +187,10 @@ def _elements(file: IO[bytes], shown: str) -> Iterator[Row]:
         if not closed and window.next_character() in ("", "]"):
             raise ValueError(_broken(where, window.next_character(), "another element behind the comma"))
     if not index:
+        window.move(window.at + 1)
+    if wrapped:
+        if (character := window.next_character()) != "}":
+            raise ValueError(_broken(shown, character, "the end of the object around the list"))
         window.move(window.at + 1)
     if character := window.next_character():
         raise ValueError(_broken(shown, character, "nothing behind the closing bracket"))

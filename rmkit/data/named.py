@@ -119,8 +119,7 @@ def _score_ratio(row: Row) -> float:
 def _oasst(rows: Sequence[Row], split: str) -> Iterator[Outcome]:
     """Pairs of English siblings of adjacent ranks (r-1 is preferred to r); the prompt is the path from the root.
 
-    Rows are messages, not pairs. A message of rank 0 or without a rank makes no pair of its own, and is not counted as
-    dropped.
+    Rows are messages, not pairs: one of rank 0 or without a rank makes no pair of its own, and is counted as that.
     """
     by_id: dict[str, Row] = {}
     by_rank: dict[tuple[str | None, int], str] = {}
@@ -137,6 +136,7 @@ def _oasst(rows: Sequence[Row], split: str) -> Iterator[Outcome]:
     for i, message in order:
         row = by_id[message]
         if not row["rank"]:
+            yield i, "without a pair of its own (the best sibling, or no rank)"
             continue
         better = by_rank.get((row["parent_id"], int(row["rank"]) - 1))
         path = _path(by_id, row["parent_id"])

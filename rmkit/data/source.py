@@ -18,8 +18,11 @@ import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict
 
-from rmkit.data.cache import AS_JSON, DEMO, Source, build
+from rmkit.data.benchmarks import BENCHMARKS
+from rmkit.data.cache import AS_JSON, BAD, DEMO, Source, build
+from rmkit.data.counts import Counts
 from rmkit.data.files import SUFFIXES, is_data
+from rmkit.data.hub import settle as hub_settled
 from rmkit.data.named import NAMED
 from rmkit.errors import UserError, plain
 
@@ -30,6 +33,7 @@ MOST_SHOWN = 12
 """Names of fields that are not used, of those that are said."""
 
 # How Hugging Face names the files of a folder: train.jsonl, test-00000-of-00002.parquet
+ABOUT = ("dataset_infos.json", "dataset_info.json", "state.json")
 _FILE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)[-_.]")
 
 
@@ -39,12 +43,17 @@ def load(
     say: Say,
     rows: Sequence[dict] | Dataset | None = None,
     columns: tuple[str, ...] = (),
+    *,
+    bad_rows: str = "stop",
+    judged: bool = False,
+    counts: Counts | None = None,
 ) -> Dataset:
     """The preferences of all names in their order, with the columns of `cache.features`.
 
     `rows`, from a Python program, are read instead of the names; `columns` are those of --data.columns. Says one line
-    per source: form, rows, preferences, how many were dropped, by reason, and which fields are not used. The column
-    `source` is "file:line", "file:index" (JSON array) or "set:row".
+    per source: form, rows, preferences, how many were dropped, by reason, and which fields are not used; all of it is
+    added to `counts`. With `bad_rows` "drop", rows that cannot be read are listed and left out; `judged` keeps
+    identical sides and empty answers. The column `source` is "file:line", "file:index" (JSON array) or "set:row".
 
     Raises:
         ValueError: a name that is not known, a source that cannot be read, a bad row (the message gives file, line and
@@ -56,16 +65,24 @@ def load(
         sources = [(Source(shown=f"{split} rows"), _in_memory(rows, split))]
     parts, lines, renamed = [], [], False
     for source, opened in sources:
-        part, report = build(replace(source, columns=columns), opened)
+        part, report = build(replace(source, columns=columns, bad_rows=bad_rows, judged=judged), opened)
         renamed |= bool(report["columns"])
         lines.append(_line(source.shown, len(part), report))
         say(lines[-1])
+        for told in report["bad"]:
+            say(f"dropped {told}")
+        if (more := report["dropped"].get(BAD, 0) - len(report["bad"])) > 0:
+            say(f"dropped {more} more bad rows of {source.shown}")
+        if counts is not None:
+            counts.add(report, len(part))
         if len(part):
             parts.append(part)
     if columns and not renamed:
         raise UserError("data.columns", " ".join(columns), "no row has such a field")
     if not parts:
         why = ". ".join(lines) or "no source was given"
+        if any("other split" in line for line in lines):
+            why += f". Rows whose field 'split' names another split than {split} are not read"
         raise UserError(f"data.{split}", None, f"no preference is left ({why})")
     return datasets.concatenate_datasets(parts)
 
@@ -123,6 +140,9 @@ def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Datas
     if given and path.exists():
         yield from _local(path, split, say)
         return
+    if given.partition("=")[0] in BENCHMARKS:
+        yield from _benchmark(*given.partition("=")[::2], split)
+        return
     base, _, asked = given.partition(":")
     if base == DEMO and asked in ("", "train", "test"):
         yield Source(shown=given, named=DEMO, split=asked or split), None
@@ -138,13 +158,33 @@ def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Datas
         raise UserError(f"data.{split}", given or repr(given), _unknown(given))
 
 
+def _benchmark(name: str, where: str, split: Split) -> Iterator[tuple[Source, Dataset | None]]:
+    """The files of a benchmark below the path `where`, or, without one, its sets on the hub."""
+    known = BENCHMARKS[name]
+    if where:
+        files = known.found(Path(where)) if Path(where).exists() else []
+        if not files:
+            hint = f"it holds none of {', '.join(known.files)}" if Path(where).exists() else "there is no such path"
+            raise UserError(f"data.{split}", f"{name}={where}", hint)
+        for file in files:
+            for source, rows in _local(file, split, lambda text: None):
+                yield replace(source, shown=f"{name}={source.shown}", own_split="", benchmark=name), rows
+        return
+    if not known.hub:
+        hint = f"it is no set on the hub; clone its repository and give {name}=PATH"
+        raise UserError(f"data.{split}", name, hint)
+    for hub, part in known.hub:
+        similar = f"{name}=PATH, with the path of a clone"
+        yield Source(shown=f"{name}:{hub}:{part}", benchmark=name, split=part), _hub(name, hub, part, None, similar)
+
+
 def _unknown(given: str) -> str:
     """What is wrong with a name that is nothing."""
     base = Path(given.partition(":")[0])
     if ":" in given and base.exists():
         return "a path takes no :SPLIT; give the rows a field 'split', and the path alone"
     siblings = [str(entry) for entry in base.parent.iterdir()] if base.parent.is_dir() else []
-    known = [DEMO, *NAMED]
+    known = [DEMO, *NAMED, *BENCHMARKS]
     close = difflib.get_close_matches(str(base), known + siblings, n=1)
     meant = f", did you mean {close[0]}?" if close else ""
     return (
@@ -168,17 +208,24 @@ def _local(path: Path, split: Split, say: Say) -> Iterator[tuple[Source, Dataset
 
 
 def _folder(path: Path, split: Split, say: Say) -> list[Path]:
-    """The data files in sorted order, without those named for another split: train.jsonl is not read for test."""
-    files = sorted(filter(is_data, path.iterdir()))
+    """The data files below the folder in sorted order, without those named for another split: neither train.jsonl nor
+    train/0.parquet is read for test. Hidden folders are not read, nor what the hub keeps about a set."""
+    found = ((file.relative_to(path), file) for file in path.rglob("*"))
+    inside = {file: name for name, file in found if not any(part.startswith(".") for part in name.parts)}
+    files = sorted(file for file in inside if is_data(file) and file.name not in ABOUT)
     if not files:
         raise ValueError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file, and is no save_to_disk folder")
     said = {file: match[1] for file in files if (match := _FILE_SPLIT.match(file.name))}
-    others = [file.name for file in files if said.get(file, split) != split]
+    for file in files:
+        for folder in inside[file].parts[:-1]:
+            if _FILE_SPLIT.fullmatch(f"{folder}_"):
+                said[file] = folder
+    others = [str(inside[file]) for file in files if said.get(file, split) != split]
     if len(others) == len(files):
         raise ValueError(f"{path}: all files are named for another split ({', '.join(others)}); name the file itself")
     if others:
         say(f"{path}: {', '.join(others)} not read: named for another split than {split}")
-    return [file for file in files if file.name not in others]
+    return [file for file in files if str(inside[file]) not in others]
 
 
 def _saved(path: Path, split: Split) -> Dataset:
@@ -196,6 +243,7 @@ def _saved(path: Path, split: Split) -> Dataset:
 
 
 def _hub(given: str, hub: str, split: str, data_dir: str | None, similar: str) -> Dataset:
+    hub_settled()
     try:
         return datasets.load_dataset(hub, data_dir=data_dir, split=split)
     except ConnectionError as error:

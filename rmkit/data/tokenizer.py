@@ -57,13 +57,20 @@ def prepare(tokenizer: PreTrainedTokenizerBase, name: str, say: Callable[[str], 
             raise UserError("model.name", name, "the tokenizer has neither a chat template nor an EOS token; set one")
         tokenizer.chat_template = DEFAULT_TEMPLATE
         say(f"{name} has no chat template: 'role: content' turns closed by {tokenizer.eos_token} are used")
-    end = encode(tokenizer, [render(tokenizer, PROBE)])[0][-1]
-    ends = {end, tokenizer.eos_token_id}
+    # The template writes every special token. Without this, whoever sends rendered text to the tokenizer that is saved
+    # gets a second BOS, or one that no conversation of the training had.
+    tokenizer.add_bos_token = tokenizer.add_eos_token = False
+    ends = {end_token(tokenizer), tokenizer.eos_token_id}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         had = "no pad token" if tokenizer.pad_token_id is None else f"the end token {tokenizer.pad_token} as pad token"
         tokenizer.pad_token = _pad_token(tokenizer, ends)
         say(f"{name} has {had}: {tokenizer.pad_token} is used, so that no score is read one token early")
     return tokenizer
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends a conversation."""
+    return encode(tokenizer, [render(tokenizer, PROBE)])[0][-1]
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:

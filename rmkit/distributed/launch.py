@@ -47,8 +47,8 @@ def overruled(config: TrainConfig) -> list[str]:
             ignored.append(("FSDP", "--parallel.strategy ddp holds; give --parallel.strategy fsdp"))
         if _on("FSDP_OFFLOAD_PARAMS") and not config.parallel.cpu_offload:
             ignored.append(("parameters on the CPU", "give --parallel.cpu-offload"))
-        if _on("FSDP_ACTIVATION_CHECKPOINTING") and not config.model.gradient_checkpointing:
-            ignored.append(("activation checkpointing", "give --model.gradient-checkpointing"))
+        if _on("FSDP_ACTIVATION_CHECKPOINTING") and config.model.gradient_checkpointing != "on":
+            ignored.append(("activation checkpointing", "give --model.gradient-checkpointing on"))
         if "HYBRID" in os.environ.get("FSDP_SHARDING_STRATEGY", "") and config.parallel.replicate == 1:
             ignored.append(("hybrid sharding", "give --parallel.replicate 0, a copy of the model on each node"))
     used = "ddp" if not fsdp else "fsdp"
@@ -58,7 +58,7 @@ def overruled(config: TrainConfig) -> list[str]:
     if _on("ACCELERATE_USE_PARALLELISM_CONFIG"):
         ignored.append(("a parallelism configuration", f"--parallel.replicate {config.parallel.replicate} holds"))
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        ignored.append(("torch.compile", "there is no flag for it"))
+        ignored.append(("torch.compile", f"--model.compile {config.model.compile} holds"))
     return [f"accelerate's configuration asks for {what}, which is not done: {why}" for what, why in ignored]
 
 

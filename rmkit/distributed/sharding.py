@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rmkit.config import ParallelConfig
 from rmkit.distributed.collectives import ranks
 from rmkit.errors import AgreedError, UserError
+from rmkit.model.compile import uncompiled
 from rmkit.model.reward_model import RewardModel
-
-Module = TypeVar("Module", bound=nn.Module)
+from rmkit.model.stored import placed
 
 
 def strategy_on(device: str, config: ParallelConfig) -> str:
@@ -33,41 +33,56 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
     """Move the model to its device and share it among the ranks; the module whose forward is to be called.
 
     accelerate switches FSDP on for GPUs only, so `fully_shard` is called here: each decoder layer, then the root, which
-    owns embedding, final norm and head and gathers them when its forward is called. The shards are float32. Under bf16
-    the layers are gathered in it, as autocast would round their matrices, and their gradients are reduced in float32.
-    That rounds the weights of their norms too, which autocast leaves in float32: scores of one process and of several
-    differ by as much as bf16 itself errs. The root, and with it the residual stream and the score, is gathered in
-    float32.
+    owns embedding, final norm and head and gathers them when its forward is called. The shards are what the weights are
+    kept in. Under bf16 the layers are gathered in it, as autocast would round their matrices, and their gradients are
+    reduced in float32. That rounds the weights of their norms too, which autocast leaves in float32: scores of one
+    process and of several differ by as much as bf16 itself errs. The root, and with it the residual stream and the
+    score, is gathered in float32. A group of FSDP2 has shards of one dtype: a bf16 embedding is one of its own.
     """
     device = model.compute_device = accelerator.device
     if ranks() == 1 and config.replicate <= 1 and not config.cpu_offload:
-        return placed(model, device)
+        return _placed(model, device)
     if strategy_on(device.type, config) == "ddp":
-        wrapped = accelerator.prepare(placed(model, device))
+        wrapped = accelerator.prepare(_placed(model, device))
         # Ours (rotary frequencies) never change. (As an attribute: the argument has another name in each torch.)
         wrapped.broadcast_buffers = False
         return wrapped
     # Straight from the CPU: a layer is moved when it is sharded, so no device ever holds the whole model.
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     shard = functools.partial(fully_shard, mesh=_mesh(device.type, config.replicate), offload_policy=offload)
+    # Inputs stay as they come: autocast rounds what a matrix product reads, and nothing else.
+    gathered_in = functools.partial(MixedPrecisionPolicy, reduce_dtype=torch.float32, cast_forward_inputs=False)
     in_layers = MixedPrecisionPolicy()
-    if model.bf16:
-        # Inputs stay as they come: autocast rounds what a matrix product reads, and nothing else.
-        in_layers = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-    layers = model.backbone.layers
-    for layer in layers:
-        shard(placed(layer, device), mp_policy=in_layers)
-    for part in (*model.classifier.children(), *model.backbone.children()):
-        if part is not model.backbone and part is not layers:
-            placed(part, device)
+    if model.bf16 or model.weights != torch.float32:
+        in_layers = gathered_in(param_dtype=torch.bfloat16 if model.bf16 else torch.float32)
+    for layer in model.backbone.layers:
+        shard(placed(layer, device, model.weights), mp_policy=in_layers)
+    if model.weights != torch.float32:
+        embedding = placed(model.classifier.get_input_embeddings(), device, model.weights)
+        shard(embedding, mp_policy=gathered_in(param_dtype=torch.float32))
+    for part in _rest(model):
+        placed(part, device)
     return shard(model)
 
 
-def placed(module: Module, device: torch.device) -> Module:
-    """Move a module and make it float32 there: 16-bit weights of a checkpoint are never widened on a GPU's host."""
-    return module.to(device).float()
+def _placed(model: RewardModel, device: torch.device) -> RewardModel:
+    """The whole model on its device, each part in what it is kept in."""
+    if model.weights != torch.float32:
+        for part in (*model.backbone.layers, model.classifier.get_input_embeddings()):
+            placed(part, device, model.weights)
+        for part in _rest(model):
+            placed(part, device)
+        return model
+    return placed(model, device)
+
+
+def _rest(model: RewardModel) -> list[nn.Module]:
+    """What is kept in float32 whatever --model.weights says; the embedding too, where that says float32."""
+    apart = [model.backbone, model.backbone.layers]
+    if model.weights != torch.float32:
+        apart.append(model.classifier.get_input_embeddings())
+    parts = (*model.classifier.children(), *model.backbone.children())
+    return [part for part in parts if all(part is not other for other in apart)]
 
 
 def _mesh(device: str, replicate: int) -> DeviceMesh:
@@ -97,8 +112,13 @@ def accumulating(wrapped: nn.Module, last: bool) -> contextlib.AbstractContextMa
 def in_float32(model: RewardModel) -> Iterator[None]:
     """Within the block the model computes without bf16: its layers run on their float32 shards, gathered whole.
 
-    For forward passes without a gradient; every rank must take part.
+    For forward passes without a gradient, rare and short, so they are not compiled; every rank must take part.
     """
+    with uncompiled(model):
+        yield from _in_float32(model)
+
+
+def _in_float32(model: RewardModel) -> Iterator[None]:
     layers = [m for m in model.backbone.layers if model.bf16 and isinstance(m, FSDPModule)]
     for layer in layers:
         layer.forward = functools.partial(_forward_float32, layer, dict(layer.named_parameters()))
@@ -136,3 +156,12 @@ def gathered(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     return tensor.to(tensor.device_mesh.device_type).full_tensor()
+
+
+@torch.no_grad()
+def put_whole(tensor: Tensor, full: Tensor) -> None:
+    """Give a tensor, sharded or not, the values of `full`, which every rank holds: the inverse of `gathered`."""
+    if isinstance(tensor, DTensor):
+        own = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        tensor, full = tensor.to_local(), own.to_local()
+    tensor.copy_(full)

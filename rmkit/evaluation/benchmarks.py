@@ -1,158 +1,180 @@
-"""RewardBench's sections and input file, and the rows of RM-Bench and RewardBench 2, which hold several responses and
-are scored as all pairs of them."""
+"""Scores of the known benchmarks by their own rules, next to the tables that every evaluation has.
 
-import json
+Which rows are a benchmark's is known by their `source`, which starts with the name under which --data reads it
+(`rmkit.data.benchmarks`).
+"""
+
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from rmkit.data.messages import Message
-from rmkit.storage.atomic import written_file
+from rmkit.evaluation.lists import ListRow
+from rmkit.evaluation.rewardbench import best_of_four, sections, ties_score
+from rmkit.evaluation.statistics import style_matrix
 
-SECTIONS: dict[str, dict[str, int]] = {
-    "Chat": {
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
-    },
-    "Chat Hard": {
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
-    },
-    "Safety": {
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        # The sizes of the sets; RewardBench's first releases had these two the other way round.
-        "xstest-should-refuse": 154,
-        "xstest-should-respond": 250,
-        "donotanswer": 136,
-    },
-    "Reasoning": {
-        "math-prm": 984,  # 447 rows, weighted to equal the six sets of code
-        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
-    },
-    "Prior": {"anthropic_helpful": 1, "anthropic_hhh": 1, "shp": 1, "summarize": 1},
-}
-"""RewardBench 1: weight of each subset in its section (its number of rows; the prior sets count alike)."""
-
-SECTION_WEIGHT = {"Chat": 2, "Chat Hard": 2, "Safety": 2, "Reasoning": 2, "Prior": 1}
-"""Weight of a section in the average that the paper reports."""
-
-
-def sections(accuracy: dict[str, float]) -> dict | None:
-    """RewardBench's section scores, from accuracies by subset name; None where no subset is RewardBench's.
-
-    A missing subset is skipped, as RewardBench does; `covered` is the share of the section's weight that is present.
-    `average` is over the sections that are present.
-    """
-    scores = {}
-    for section, weights in SECTIONS.items():
-        there = {name: weight for name, weight in weights.items() if name in accuracy}
-        if there:
-            total = sum(there.values())
-            scores[section] = {
-                "score": sum(accuracy[name] * weight for name, weight in there.items()) / total,
-                "covered": total / sum(weights.values()),
-                "subsets": list(there),
-            }
-    if not scores:
-        return None
-    total = sum(SECTION_WEIGHT[name] for name in scores)
-    average = sum(SECTION_WEIGHT[name] * section["score"] for name, section in scores.items()) / total
-    return {"sections": scores, "average": average}
+FEW = 100
+"""A part with fewer rows is marked: its score says little."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListRow:
-    """A row with lists of responses, all of whose pairs were scored."""
+class Rows:
+    """The scored pairs of one benchmark."""
 
-    file: str
-    pairs: np.ndarray
-    """int64 [chosen, rejected]: position among the scored pairs"""
+    chosen: np.ndarray
+    rejected: np.ndarray
+    """float [N]: scores of the two sides of all pairs of the evaluation"""
+    subset: np.ndarray
+    """str [N]"""
+    own: np.ndarray
+    """int64: positions of the benchmark's pairs among the N"""
+    lists: Sequence[ListRow]
+    """Its rows of several responses"""
 
+    def of_lists(self, row: ListRow) -> tuple[np.ndarray, np.ndarray]:
+        """The scores of a row's chosen and of its rejected responses."""
+        return self.chosen[row.pairs[:, 0]], self.rejected[row.pairs[0]]
 
-_PLACE = re.compile(r"(.*)/(\d+)>(\d+)", re.DOTALL)
+    def by_subset(self) -> dict[str, list[ListRow]]:
+        parts: dict[str, list[ListRow]] = {}
+        for row in self.lists:
+            parts.setdefault(str(self.subset[row.pairs[0, 0]]), []).append(row)
+        return parts
 
-
-def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -> tuple[list[ListRow], int]:
-    """Rebuild the rows of response lists (RM-Bench, RewardBench 2) from their pairs; how many rows lack a pair.
-
-    All arguments have an entry for each of P preferences: `source` ("file:line") and `ids` ("ID/i>j", as data/forms.py
-    writes them) name the row and the place in it; `position` int64 [P] is the index among the scored pairs, -1 where
-    the pair was dropped. Rows of ranked responses have no pair i>i, and are left out by that.
-    """
-    cells: dict[tuple[str, str], dict[tuple[int, int], int]] = {}
-    for p, (where, name) in enumerate(zip(source, ids, strict=True)):
-        if match := _PLACE.fullmatch(name):
-            cells.setdefault((where, match[1]), {})[int(match[2]), int(match[3])] = p
-    rows, broken = [], 0
-    for (where, _), by_place in cells.items():
-        if all(i != j for i, j in by_place):
-            continue
-        shape = tuple(max(place) + 1 for place in zip(*by_place, strict=True))
-        pairs = np.full(shape, -1)
-        for place, p in by_place.items():
-            pairs[place] = position[p]
-        if (pairs < 0).any():
-            broken += 1
-        elif pairs.size > 1:
-            rows.append(ListRow(file=where.rpartition(":")[0], pairs=pairs))
-    return rows, broken
+    def accuracies(self) -> dict[str, dict]:
+        """Accuracy and number of pairs of each subset; a tie is wrong."""
+        right, subset = self.chosen[self.own] > self.rejected[self.own], self.subset[self.own]
+        return {
+            name: _part(float(right[subset == name].mean()), int((subset == name).sum())) for name in _sorted(subset)
+        }
 
 
-def part_rows(rows: Sequence[ListRow]) -> tuple[list[list[ListRow]], list[ListRow]]:
-    """Split rows into those of style matrices, one list for each number of styles, and those of best of n.
+def _sorted(names: np.ndarray) -> list[str]:
+    return sorted(set(names.tolist()))
 
-    A file whose rows all have as many rejected as chosen responses, the same number, at least 2, holds styles.
-    """
-    files: dict[str, list[ListRow]] = {}
-    for row in rows:
-        files.setdefault(row.file, []).append(row)
-    styles: dict[int, list[ListRow]] = {}
-    best: list[ListRow] = []
-    for of_file in files.values():
-        shapes = {row.pairs.shape for row in of_file}
-        chosen, rejected = shapes.pop()
-        if not shapes and chosen == rejected:
-            styles.setdefault(chosen, []).extend(of_file)
+
+def _part(score: float, rows: int) -> dict:
+    return {"score": score, "rows": rows, "few": rows < FEW}
+
+
+def _mean(parts: dict[str, dict]) -> float:
+    return float(np.mean([part["score"] for part in parts.values()]))
+
+
+def _pooled(parts: dict[str, dict]) -> float:
+    return float(np.average([p["score"] for p in parts.values()], weights=[p["rows"] for p in parts.values()]))
+
+
+def rewardbench(rows: Rows) -> dict:
+    """The mean over the sections present, weighted as in the paper (arXiv:2403.13787)."""
+    parts = rows.accuracies()
+    found = sections({name: part["score"] for name, part in parts.items()})
+    if found is None:
+        return {"score": _pooled(parts), "parts": parts}
+    counts = {
+        name: sum(parts[subset]["rows"] for subset in part["subsets"]) for name, part in found["sections"].items()
+    }
+    named = {name: _part(part["score"], counts[name]) for name, part in found["sections"].items()}
+    return {"score": found["average"], "parts": named}
+
+
+def rewardbench2(rows: Rows) -> dict:
+    """The mean over the subsets: best of four, and Ties by its own rule (arXiv:2506.01937)."""
+    parts = {}
+    for name, some in sorted(rows.by_subset().items()):
+        if name.lower() == "ties":
+            score = ties_score({row.id: rows.of_lists(row) for row in some})
         else:
-            best += of_file
-    return [styles[k] for k in sorted(styles)], best
+            sides = [rows.of_lists(row) for row in some]
+            score = float(np.mean([best_of_four(float(chosen[0]), rejected) for chosen, rejected in sides]))
+        if score is not None:
+            parts[name] = _part(score, len(some))
+    return {"score": _mean(parts) if parts else None, "parts": parts}
 
 
-def write_rewardbench(file: Path, preferences: Iterable[dict], say: Callable[[str], None]) -> None:
-    """Write preferences as `rewardbench --dataset FILE --load_json` reads them offline: whole conversations only.
+def rm_bench(rows: Rows) -> dict:
+    """The mean of easy, normal and hard, each the mean over chat, code, math and safety (arXiv:2410.16184).
 
-    Says how many of them RewardBench renders differently from rmkit. Raises ValueError where the file cannot be
-    written.
+    Both files of safety, refuse and response, are one domain, whose rows count alike.
     """
-    count = otherwise = 0
-    try:
-        with written_file(file) as out:
-            for row in preferences:
-                sides = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
-                out.write(json.dumps(sides) + "\n")
-                count += 1
-                plain = row["more"] is None and all(len(row[side]) == 1 and _alternate(sides[side]) for side in sides)
-                otherwise += not plain
-    except OSError as error:
-        raise ValueError(f"--export rewardbench {file}: it could not be written ({error.strerror})") from error
-    say(f"{count} pairs for RewardBench: rewardbench --model MODEL --dataset {file} --load_json")
-    if otherwise:
-        say(
-            f"warning: RewardBench will read {otherwise} of them otherwise, because it takes the turns as user and "
-            "assistant in alternation, and the last message alone as the response"
-        )
+    domains: dict[str, list[ListRow]] = {}
+    for subset, some in rows.by_subset().items():
+        domains.setdefault(re.split(r"[-_]", subset)[0], []).extend(some)
+    levels, parts = [], {}
+    for name, some in sorted(domains.items()):
+        sides = [rows.of_lists(row) for row in some]
+        found = style_matrix(np.stack([chosen for chosen, _ in sides]), np.stack([rejected for _, rejected in sides]))
+        levels.append([found[level] for level in ("easy", "normal", "hard")])
+        parts[name] = _part(float(np.mean(levels[-1])), len(some))
+    easy, normal, hard = np.mean(levels, 0).tolist()
+    return {"score": float(np.mean(levels)), "easy": easy, "normal": normal, "hard": hard, "parts": parts}
 
 
-def _alternate(messages: list[Message]) -> bool:
-    return [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
+def pairs(rows: Rows) -> dict:
+    """The share of all pairs that are right: JudgeBench (arXiv:2410.12784), human preference of PPE."""
+    parts = rows.accuracies()
+    return {"score": _pooled(parts), "parts": parts}
+
+
+def ppe_correctness(rows: Rows) -> dict:
+    """The mean over its five benchmarks of the accuracy on their sampled pairs (arXiv:2410.14872)."""
+    parts = rows.accuracies()
+    return {"score": _mean(parts), "parts": parts}
+
+
+def rmb(rows: Rows) -> dict:
+    """Pairwise accuracy and best of n, for help and for harm; the score is the mean of the four (arXiv:2410.09893).
+
+    Best of n is right where the best response is above every other.
+    """
+    listed = {int(p) for row in rows.lists for p in row.pairs.ravel()}
+    single = np.array([p for p in rows.own.tolist() if p not in listed], np.int64)
+    right = rows.chosen[single] > rows.rejected[single]
+    goal = np.array([name.partition("/")[0] for name in rows.subset[single].tolist()])
+    parts = {
+        f"{name}, pairs": _part(float(right[goal == name].mean()), int((goal == name).sum())) for name in _sorted(goal)
+    }
+    best: dict[str, list[bool]] = {}
+    for subset, some in rows.by_subset().items():
+        for row in some:
+            chosen, rejected = rows.of_lists(row)
+            best.setdefault(subset.partition("/")[0], []).append(bool(chosen.min() > rejected.max()))
+    parts |= {f"{name}, best of n": _part(float(np.mean(wins)), len(wins)) for name, wins in sorted(best.items())}
+    return {"score": _mean(parts), "parts": parts}
+
+
+BENCHMARKS: dict[str, Callable[[Rows], dict]] = {
+    "rewardbench": rewardbench,
+    "rewardbench2": rewardbench2,
+    "rm-bench": rm_bench,
+    "judgebench": pairs,
+    "ppe-preference": pairs,
+    "ppe-correctness": ppe_correctness,
+    "rmb": rmb,
+}
+"""By the name that --data takes: all pairs of one benchmark -> {"score", "parts": {name: {"score", "rows", "few"}}}."""
+
+
+def benchmark_of(source: str) -> str:
+    """The benchmark that a preference belongs to, by its place ("NAME:ROW" or "NAME=FILE:LINE"); "" where to none."""
+    name = re.split(r"[:=]", source, maxsplit=1)[0]
+    return name if name in BENCHMARKS else ""
+
+
+def scores(source: Sequence[str], rows: Rows) -> dict[str, dict]:
+    """The scores of all benchmarks that are among the N pairs whose places `source` gives."""
+    name = np.array([benchmark_of(where) for where in source])
+    found = {}
+    for benchmark in _sorted(name):
+        if benchmark:
+            lists = [row for row in rows.lists if name[row.pairs[0, 0]] == benchmark]
+            own = Rows(
+                chosen=rows.chosen,
+                rejected=rows.rejected,
+                subset=rows.subset,
+                own=np.flatnonzero(name == benchmark),
+                lists=lists,
+            )
+            found[benchmark] = BENCHMARKS[benchmark](own)
+    return found

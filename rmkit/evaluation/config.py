@@ -4,11 +4,12 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from rmkit.config import DEMO, DEMO_MODEL, check_columns
 from rmkit.errors import UserError
-from rmkit.model.pretrained import load_config, saved_head
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
 
@@ -19,6 +20,7 @@ FLAGS = {
     "data.test": "--data",
     "data.columns": "--columns",
     "data.max_length": "--max-length",
+    "data.bad_rows": "--bad-rows",
     "data.overlong": None,
     "model.head": None,
     "model.objectives": None,
@@ -30,10 +32,10 @@ FLAGS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    model: str | None = None
+    model: Annotated[str | None, arg(aliases=["--model.name"])] = None
     """Folder or hub id of a reward model: what rmkit.train leaves in FINAL/, or anyone's sequence classifier.
     By default runs/demo/FINAL, which is trained first if it is not there."""
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], arg(aliases=["--data.test"])] = ()
     """Held-out preferences: named sets, hub ids (NAME or NAME:SPLIT) or paths, mixed.
     By default the embedded set for the demo model."""
     columns: tuple[str, ...] = ()
@@ -46,6 +48,8 @@ class EvaluateConfig:
     """Replace the results of an earlier evaluation."""
     export: tuple[Literal["rewardbench"], str] | None = None
     """Also write the pairs to a file, in the form that RewardBench reads offline: --export rewardbench FILE."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read stops the run, or is left out, counted and listed."""
     max_length: int | None = None
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 16384.
     Pairs with a longer side are left out, and counted."""
@@ -54,7 +58,11 @@ class EvaluateConfig:
     layout: Literal["trie", "packed", "padded"] = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
+    end_token: Literal["last", "before-pad"] = "last"
+    """Token that is scored where a model's pad token ends every conversation.
+    last: that one. before-pad: the one before, as transformers and TRL do."""
 
     def __post_init__(self) -> None:
         check_columns(self.columns, "--columns")
@@ -73,6 +81,8 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """What can be known before anything is loaded: ValueError where the run would fail in the end."""
+        from rmkit.model.pretrained import load_config, saved_head  # flags are read without torch
+
         self._check_places()
         if self.against is not None:
             # The first model shows its faults when it is loaded, which is next; this one would hours later.
@@ -94,6 +104,10 @@ class EvaluateConfig:
         places = [("out", folder, folder.parent)]
         if self.export:
             file = Path(self.export[1])
+            taken = [*map(Path, self.data), *(Path(name) for name in (self.model, self.against) if name)]
+            for read in (path.resolve() for path in taken if path.exists()):
+                if file.resolve().is_relative_to(read):
+                    raise UserError("export", f"rewardbench {file}", "it is what is read here; name another file")
             if file.exists() and not self.overwrite:
                 raise UserError("export", f"rewardbench {file}", "it is there already; give --overwrite to replace it")
             places.append(("export", f"rewardbench {file}", file.parent))

@@ -1,13 +1,16 @@
 """What an evaluation reports of scored pairs: metrics.json, the columns of scores.jsonl, and the pairs to quote."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
+from rmkit.data.counts import in_words
 from rmkit.evaluation import benchmarks, statistics
-from rmkit.evaluation.benchmarks import ListRow
+from rmkit.evaluation.lists import ListRow, list_rows, part_rows
+from rmkit.evaluation.rewardbench import sections
 from rmkit.evaluation.scores import Scored
 
 SHOWN = 12
@@ -42,35 +45,56 @@ def _place(where: str) -> str:
 
 def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
     """The figures of metrics.json: overall, by subset, and for rows of several responses."""
-    chosen, rejected, subset = per_pair["score_chosen"], per_pair["score_rejected"], per_pair["subset"]
-    subsets = {name: _summary(per_pair, subset == name) for name in sorted(set(subset.tolist()))}
-    everything = np.ones(len(subset), bool)
     position = np.full(len(preferences), -1)
     position[scored.rows] = np.arange(len(scored.rows))
-    rows, broken = benchmarks.list_rows(preferences["source"], preferences["id"], position)
+    rows, broken = list_rows(preferences["source"], preferences["id"], position)
     against = None
     if "against_correct" in per_pair:
         against = {
-            "overall": _summary(per_pair, everything, "against_"),
-            "subsets": {name: _summary(per_pair, subset == name, "against_") for name in subsets},
+            **_tables(rows, broken, per_pair, "against_"),
             "mcnemar": statistics.mcnemar(per_pair["correct"], per_pair["against_correct"]),
         }
     return {
-        "pairs": len(subset),
+        "pairs": len(per_pair["subset"]),
         "conversations": scored.sequences,
         "dropped": scored.dropped,
-        "overall": _summary(per_pair, everything),
-        "subsets": subsets,
-        "calibration": statistics.calibration(per_pair["margin"]),
-        "length_bias": {
-            "unit": "characters of the response",
-            **statistics.length_bias(chosen, rejected, per_pair["characters_chosen"], per_pair["characters_rejected"]),
-        },
-        **_of_lists(rows, per_pair),
-        "list_rows_left_out": broken,
-        "rewardbench": benchmarks.sections({name: values["accuracy"] for name, values in subsets.items()}),
+        **_tables(rows, broken, per_pair),
+        "list_rows_left_out": broken.total(),
         "against": against,
     }
+
+
+def _tables(rows: list[ListRow], broken: Counter[str], per_pair: Columns, prefix: str = "") -> dict:
+    """Every table of one model's scores; those of a second one have the `prefix` "against_"."""
+    chosen, rejected, subset = (
+        per_pair[f"{prefix}score_chosen"],
+        per_pair[f"{prefix}score_rejected"],
+        per_pair["subset"],
+    )
+    subsets = {name: _summary(per_pair, subset == name, prefix) for name in sorted(set(subset.tolist()))}
+    lengths = per_pair["characters_chosen"], per_pair["characters_rejected"]
+    scored = benchmarks.Rows(chosen=chosen, rejected=rejected, subset=subset, own=np.arange(len(subset)), lists=rows)
+    return {
+        "overall": _summary(per_pair, np.ones(len(subset), bool), prefix),
+        "subsets": subsets,
+        "calibration": statistics.calibration(per_pair[f"{prefix}margin"]),
+        "length_bias": {
+            "unit": "characters of the response",
+            **statistics.length_bias(chosen, rejected, *lengths),
+        },
+        **_of_lists(rows, broken, chosen, rejected, subset),
+        "rewardbench": _sections(rows, per_pair, prefix),
+        "benchmarks": benchmarks.scores(per_pair["source"].tolist(), scored),
+    }
+
+
+def _sections(rows: list[ListRow], per_pair: Columns, prefix: str) -> dict | None:
+    """RewardBench's sections, of pairs that can be its own: no part of a list, and of no other benchmark by name."""
+    own = np.array([benchmarks.benchmark_of(where) in ("", "rewardbench") for where in per_pair["source"].tolist()])
+    for row in rows:
+        own[row.pairs.ravel()] = False
+    subset, right = per_pair["subset"][own], per_pair[f"{prefix}correct"][own]
+    return sections({name: float(right[subset == name].mean()) for name in sorted(set(subset.tolist()))})
 
 
 def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
@@ -78,15 +102,17 @@ def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
     return statistics.summary(*(per_pair[name][inside] for name in wanted))
 
 
-def _of_lists(rows: list[ListRow], per_pair: Columns) -> dict:
-    """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset."""
-    chosen, rejected = per_pair["score_chosen"], per_pair["score_rejected"]
-    styles, best = benchmarks.part_rows(rows)
+def _of_lists(
+    rows: list[ListRow], broken: Counter[str], chosen: np.ndarray, rejected: np.ndarray, subset: np.ndarray
+) -> dict:
+    """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset; and how
+    many rows of their files are left out of each, because a pair of theirs was dropped."""
+    styles, best = part_rows(rows)
 
     def by_subset(some: Sequence[ListRow], measured: Callable[[Sequence[ListRow]], dict]) -> dict:
         parts: dict[str, list[ListRow]] = {}
         for row in some:
-            parts.setdefault(str(per_pair["subset"][row.pairs[0, 0]]), []).append(row)
+            parts.setdefault(str(subset[row.pairs[0, 0]]), []).append(row)
         return {**measured(some), "subsets": {name: measured(part) for name, part in sorted(parts.items())}}
 
     def matrix(some: Sequence[ListRow]) -> dict:
@@ -97,9 +123,12 @@ def _of_lists(rows: list[ListRow], per_pair: Columns) -> dict:
         worst = np.array([chosen[row.pairs[:, 0]].min() for row in some])
         return statistics.best_of_n(worst, np.array([rejected[row.pairs[0]].max() for row in some]))
 
+    def left_out(some: Sequence[ListRow]) -> dict[str, int]:
+        return {"left_out": sum(broken[file] for file in {row.file for row in some})}
+
     return {
-        "styles": [by_subset(some, matrix) for some in styles],
-        "best_of_n": by_subset(best, best_of) if best else None,
+        "styles": [by_subset(some, matrix) | left_out(some) for some in styles],
+        "best_of_n": by_subset(best, best_of) | left_out(best) if best else None,
     }
 
 
@@ -133,7 +162,9 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
     o, bias = m["overall"], m["length_bias"]
     low, high = o["accuracy_low"], o["accuracy_high"]
     rows = [
-        ("pairs", f"{o['pairs']:,}" + (f" ({sum(m['dropped'].values()):,} dropped)" if m["dropped"] else "")),
+        ("rows of the files", in_words(m["counts"], "rows")),
+        ("pairs of these rows", in_words(m["counts"], "pairs")),
+        ("pairs", f"{o['pairs']:,}"),
         ("accuracy", f"{o['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}; {o['correct']:,} right)"),
         ("ties (count as wrong)", f"{o['ties']:,}"),
         ("loss", f"{o['loss']:.4f}"),
@@ -148,16 +179,24 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
     ]
     for style in m["styles"]:
         text = f"{style['easy']:.4f} / {style['normal']:.4f} / {style['hard']:.4f}"
-        rows.append(("easy / normal / hard", f"{text} ({style['rows']:,} rows)"))
+        rows.append(("easy / normal / hard", f"{text} ({rows_of(style)})"))
     if best := m["best_of_n"]:
-        rows.append(("best of n", f"{best['accuracy']:.4f} ({best['rows']:,} rows)"))
+        rows.append(("best of n", f"{best['accuracy']:.4f} ({rows_of(best)})"))
+    rows += [(name, _benchmark(found)) for name, found in m["benchmarks"].items()]
     if m["rewardbench"]:
         rows += [(f"RewardBench {name}", _section(section)) for name, section in m["rewardbench"]["sections"].items()]
     if against := m["against"]:
         test = against["mcnemar"]
         rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
+        rows += [(f"the other: {name}", _benchmark(found)) for name, found in against["benchmarks"].items()]
         rows.append(("McNemar's test", f"p = {test['p_value']:.3g} ({_apart(test)})"))
     return rows
+
+
+def rows_of(lists: dict) -> str:
+    """How many rows of lists a figure is from, and how many it leaves out, in words."""
+    left_out = f", {lists['left_out']:,} left out: a pair of theirs was dropped" if lists.get("left_out") else ""
+    return f"{lists['rows']:,} rows{left_out}"
 
 
 def accuracy_of(share: dict) -> str:
@@ -168,6 +207,15 @@ def accuracy_of(share: dict) -> str:
 def number(value: float | None, form: str = ".4f") -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def _benchmark(found: dict) -> str:
+    """A benchmark's own score and its parts; those of few rows are marked."""
+    parts = []
+    for name, part in found["parts"].items():
+        few = f" (only {part['rows']} rows)" if part["few"] else ""
+        parts.append(f"{name} {part['score']:.3f}{few}")
+    return f"{number(found['score'])} ({', '.join(parts)})"
 
 
 def _section(section: dict) -> str:

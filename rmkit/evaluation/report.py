@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from rmkit.evaluation import plots
-from rmkit.evaluation.metrics import Columns, accuracy_of, key_figures, number
+from rmkit.evaluation.metrics import Columns, accuracy_of, key_figures, number, rows_of
 from rmkit.evaluation.page import render
 
 QUOTE = 900
@@ -66,7 +66,7 @@ def _styles(style: dict) -> dict:
     """A style matrix with the colours of its cells, and the accuracies by level, of all rows and of each subset."""
     size = len(style["matrix"])
     return {
-        "rows": f"{style['rows']:,}",
+        "rows": rows_of(style),
         "names": ["concise", "detailed", "markdown"] if size == 3 else list(range(size)),
         "matrix": [[{"accuracy": f"{a:.3f}", "colour": _shade(a)} for a in line] for line in style["matrix"]],
         "levels": [
@@ -85,7 +85,7 @@ def _shade(accuracy: float) -> str:
 
 def _best_of_n(best: dict) -> list[list]:
     return [
-        [name, f"{b['rows']:,}", f"{b['accuracy']:.3f}", _interval(b), b["ties"]]
+        [name, rows_of(b) if "left_out" in b else f"{b['rows']:,}", f"{b['accuracy']:.3f}", _interval(b), b["ties"]]
         for name, b in [*best["subsets"].items(), ("all", best)]
     ]
 

@@ -37,18 +37,21 @@ class Scored:
     dropped: dict[str, int]
     """Preferences that were not scored, by reason"""
 
-    def only(self, rows: np.ndarray) -> "Scored":
-        """Keep the pairs of these preferences, all of which must have been scored."""
+    def only(self, rows: np.ndarray, why: str) -> "Scored":
+        """Keep the pairs of these preferences, all of which must have been scored; the others are dropped by `why`."""
         at = np.searchsorted(self.rows, rows)
         parts = {name: getattr(self, name)[at] for name in ("rows", "chosen", "rejected", "tokens")}
-        return Scored(**parts, sequences=self.sequences, dropped=self.dropped)
+        beyond = {why: len(self.rows) - len(rows)} if len(rows) < len(self.rows) else {}
+        return Scored(**parts, sequences=self.sequences, dropped={**self.dropped, **beyond})
 
 
 def with_a_preferred_side(preferences: Dataset, say: Callable[[str], None]) -> tuple[Dataset, dict[str, int]]:
     """Drop what has no preferred side to be right about; how many, by reason."""
+    alone = np.array(preferences["compared"], np.float64) == 0
     undecided = {
-        "a target of 0.5 or less: chosen is not the preferred side": np.array(preferences["target"], np.float64) <= 0.5,
-        "a rated response: it is compared with nothing": np.array(preferences["compared"], np.float64) == 0,
+        "a target of 0.5 or less: chosen is not the preferred side": ~alone
+        & (np.array(preferences["target"], np.float64) <= 0.5),
+        "a rated response: it is compared with nothing": alone,
     }
     dropped = {why: int(of.sum()) for why, of in undecided.items() if of.any()}
     for why, count in dropped.items():
@@ -71,7 +74,11 @@ def score_pairs(
 
     Raises AgreedError with the pair's place where a score of the model `name` is not finite.
     """
-    pairs = first_then_others(lambda: tokenise(preferences, scorer.tokenizer, DataConfig(), scorer.max_length, say))
+
+    def read() -> TokenisedPairs:
+        return tokenise(preferences, scorer.tokenizer, DataConfig(), scorer.max_length, say, judged=True)
+
+    pairs = first_then_others(read)
     sides, sequences, group = distinct(pairs)
     mine = np.flatnonzero(group % ranks() == rank())
     mine = mine[np.argsort(group[mine], kind="stable")]  # conversations on one prompt meet

@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from rmkit.batch.trie import Layout
 from rmkit.config import DEMO_MODEL, check_columns
 from rmkit.labelling.feedback import Feedback, Format, Pairing, number_of
-from rmkit.labelling.input import STDIN, identity
 
 DEMO_FEEDBACK = Path("runs/demo/feedback.jsonl")
 
@@ -62,11 +60,15 @@ class LabelConfig:
     max_length: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of the longest conversation, by default the model's context, at most 16384.
     Longer ones are not scored, and counted."""
-    layout: Layout = "trie"
+    layout: Literal["trie", "packed", "padded"] = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing.
     padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Arithmetic of the backbone. auto: bf16 on a GPU, fp32 on a CPU.
+    bf16 on a CPU without bf16 instructions is computed in fp32, which is said."""
+    end_token: Literal["last", "before-pad"] = "last"
+    """Where a model's pad token ends every conversation, as in many of TRL's, the token that is
+    scored. last: that one. before-pad: the one before it, as transformers and TRL do."""
     resume: bool = False
     """Go on with a labelling that was interrupted."""
     overwrite: bool = False
@@ -121,13 +123,17 @@ class LabelConfig:
             raise ValueError(f"FEEDBACK {output}: there is no folder {output.parent}")
         if output.is_dir():
             raise ValueError(f"FEEDBACK {output}: it is a folder")
-        if self.samples != STDIN and output.exists() and Path(self.samples).exists() and output.samefile(self.samples):
+        if self.samples != "-" and output.exists() and Path(self.samples).exists() and output.samefile(self.samples):
             raise ValueError(f"FEEDBACK {output}: it is the file of the samples; name another one")
+        if Path(self.model).is_dir() and output.resolve().is_relative_to(Path(self.model).resolve()):
+            raise ValueError(f"FEEDBACK {output}: it would lie in the folder of the model; name another place")
         if output.exists() and not (self.overwrite or self.resume):
             raise ValueError(f"FEEDBACK {output}: it exists; give --overwrite to replace it, or another name")
 
     def contract(self) -> dict[str, Any]:
         """Everything the scores depend on: flags, and size and time of the input and of the model's files."""
+        from rmkit.labelling.input import identity  # flags are read without datasets
+
         folder = Path(self.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return {
@@ -138,4 +144,5 @@ class LabelConfig:
             "--max-length": self.max_length,
             "--layout": self.layout,
             "--precision": self.precision,
+            "--end-token": self.end_token,
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkit.data import conversation, source
-from rmkit.data.files import read_rows
+from rmkit.data.files import check_whole, read_rows
 from rmkit.errors import plain
 from rmkit.storage.atomic import written_file
 
@@ -42,6 +42,7 @@ def plain_file(given: str, folder: Path, say: Callable[[str], None], columns: tu
     if given == STDIN:
         _copy(sys.stdin.buffer, copy, given)
     elif path.is_file() and not given.endswith(".parquet"):
+        check_whole(path, shown(given))
         try:
             with path.open("rb") as file:
                 if file.read(2) != _GZIP:

@@ -2,7 +2,8 @@
 
 contract.json holds the flags that the scores depend on, index.npy the place of each sample in the file, input a copy of
 what cannot be read twice, and scores-RANK.jsonl one line per finished chunk of samples. A kill leaves at worst a torn
-last line, which is ignored; its chunk is scored again.
+last line, which is ignored; its chunk is scored again. Scores that --overwrite replaces are kept in there until the
+output is written.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rmkit.storage import replaced
 from rmkit.storage.atomic import written_file
 
 
@@ -38,6 +40,9 @@ class PartialScores:
         for lock in self.folder.glob("lock-*"):
             with self._lock(lock):
                 pass
+        replaced.mend(self.folder)
+        if not any(self.lines()):  # an --overwrite was killed before it scored anything
+            replaced.put_back(self.folder, self._held())
         if self.folder.exists() and not (resume or overwrite):
             raise ValueError(
                 f"{self.folder} holds scores of an interrupted labelling: give --resume to go on with it, or "
@@ -54,14 +59,22 @@ class PartialScores:
                     )
             return
         try:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
+            if any(self.lines()):
+                replaced.keep(self.folder, self._held())
+            else:
+                self.remove()
+                self.folder.mkdir()
             with written_file(file) as out:
                 out.write(json.dumps(contract, indent=2) + "\n")
         except OSError as error:
             raise ValueError(f"{self.folder.parent}: cannot be written ({error.strerror})") from None
         if resume:
             say("there is nothing to resume: labelling starts at the first sample")
+
+    def _held(self) -> list[str]:
+        """What --overwrite replaces."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return [name for name in names if name != replaced.NAME and not name.startswith((".", "lock-"))]
 
     @contextlib.contextmanager
     def _lock(self, file: Path) -> Iterator[None]:
@@ -83,11 +96,12 @@ class PartialScores:
 
     @contextlib.contextmanager
     def removed_if_unused(self, main: bool) -> Iterator[None]:
-        """Remove the folder (on the first rank, `main`) where the block fails before anything was scored."""
+        """Where the block fails before anything was scored, remove the folder (on the first rank, `main`), or put the
+        scores back that --overwrite was to replace."""
         try:
             yield
         except BaseException:
-            if main and not any(self.lines()):
+            if main and not any(self.lines()) and not replaced.put_back(self.folder, self._held()):
                 self.remove()
             raise
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from rmkit.config import DEMO
+from rmkit.data import hub
 from rmkit.errors import UserError, brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -59,7 +60,7 @@ def adapter_in(name: str) -> Adapter | None:
     folder = None if name == DEMO else _folder(name)
     if folder is None:
         return None
-    if sorted(folder.glob("model*.safetensors")):
+    if [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]:
         raise UserError(
             "model.name", name, f"it holds the weights of a model and an {CONFIG}; move one of the two elsewhere"
         )
@@ -100,6 +101,7 @@ def _folder(name: str) -> Path | None:
 @functools.cache
 def _downloaded(name: str) -> Path | None:
     """The same of a hub id, without anything that is no tensor, text or tokenizer."""
+    hub.settle()
     try:
         if cached_file(name, CONFIG, _raise_exceptions_for_missing_entries=False) is None:
             return None

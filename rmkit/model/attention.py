@@ -61,12 +61,8 @@ def attend(
         query, segments = query.index_select(2, ends.rows), ends.segments
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and (softcap is None or _flash_attn()):
         out = _varlen(query, key, value, segments, scale, sliding_window, softcap, kernels)
-    elif _prefixes_at_once(query, segments, sliding_window, softcap):
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
-        out = attend_shared(query, key, value, segments, scale)
     else:
-        out = _per_segment(query, key, value, segments, scale, sliding_window, softcap)
+        out = _segment_by_segment(query, key, value, segments, scale, sliding_window, softcap)
     if ends is not None:
         out = out.new_zeros(1, tokens, *out.shape[2:]).index_copy(1, ends.rows, out)
     return out, None
@@ -75,6 +71,23 @@ def attend(
 def register() -> None:
     """Make the function known to transformers as attn_implementation "rmkit"."""
     AttentionInterface.register(NAME, attend)
+
+
+@torch.compiler.disable(reason="it loops over the segments: every batch would be another program")
+def _segment_by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    if not _prefixes_at_once(query, segments, window, softcap):
+        return _per_segment(query, key, value, segments, scale, window, softcap)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+    return attend_shared(query, key, value, segments, scale)
 
 
 def _prefixes_at_once(query: Tensor, segments: Segments, window: int | None, softcap: float | None) -> bool:

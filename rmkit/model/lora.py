@@ -113,7 +113,7 @@ def merge(classifier: PreTrainedModel) -> None:
         for weight, update in by_name.items():
             name = weight.removesuffix(".weight")
             layer = classifier.get_submodule(name).base_layer
-            layer.weight.copy_(update.added(layer.weight, update.down, update.up))
+            layer.weight.data = update.added(layer.weight, update.down, update.up)
             classifier.set_submodule(name, layer)
     del classifier.peft_config
     classifier.requires_grad_(True)
@@ -130,8 +130,9 @@ class Update:
     scale: float
 
     def added(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """The sum with a weight; `down` and `up` are those of the update, whole where it holds shards."""
-        return (weight + (up @ down) * self.scale).to(weight.dtype)
+        """The sum with a weight, never narrower than the update; `down` and `up` are those of it, whole where it holds
+        shards."""
+        return weight + (up @ down) * self.scale
 
 
 def updates(classifier: PreTrainedModel) -> dict[str, Update]:

@@ -5,17 +5,27 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from rmkit.config import DEMO, TrainConfig
-from rmkit.data import demo
+from rmkit.data import demo, hub
+from rmkit.data.files import is_pointer
+from rmkit.data.tokenizer import end_token
 from rmkit.errors import UserError, brief
-from rmkit.model import attention, lora
+from rmkit.model import attention, lora, precision, quantised
+from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.head import Head, draw, fresh_head, from_json, plain_head
 from rmkit.model.reward_model import RewardModel
@@ -24,6 +34,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3
 """Model types that the exactness tests cover: causal softmax attention in every layer, and nothing else that mixes
 tokens."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOAT32_BESIDE_BF16 = ("model.norm.weight", "score.weight")
+"""What stays float32 under --model.weights bf16"""
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -31,12 +43,21 @@ def load_config(name: str) -> PretrainedConfig:
     check_folder(Path(name))
     if (adapter := adapter_in(name)) is not None:
         return _base_config(adapter)
+    if not Path(name).exists():
+        hub.settle()
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
-        raise UserError("model.name", name, f"no model configuration was found {where}") from error
+        hint = f"no model configuration was found {where}"
+        raise UserError("model.name", name, f"{hint}{_elsewhere(Path(name))}") from error
     return check_family(config, name)
+
+
+def _elsewhere(path: Path) -> str:
+    """Where a model is that a run folder holds, in words; "" where there is none."""
+    places = [path / "FINAL", path.parent / "old-run" / path.name]
+    return "".join(f"; there is one in {place}" for place in places if (place / "config.json").is_file())
 
 
 def _base_config(adapter: Adapter) -> PretrainedConfig:
@@ -51,12 +72,26 @@ def _base_config(adapter: Adapter) -> PretrainedConfig:
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody),
-    or where its index of weights names anything but safetensors of its own: another file would be read as a pickle."""
+    """ValueError where a local folder holds what is neither file nor folder (to open a pipe is to wait for somebody) or
+    what Git LFS leaves in a file's place, where its index of weights names anything but safetensors of its own (another
+    file would be read as a pickle), or where it holds weights that would be left unread."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError("model.name", folder, f"{path.name} is no ordinary file (a pipe, a device)")
+        if path.suffix in (".safetensors", ".json") and is_pointer(path):
+            hint = f"{path.name} is a Git LFS pointer, not the file itself; fetch that with: git lfs pull"
+            raise UserError("model.name", folder, hint)
     _shards(folder)
+    if (stray := sorted(folder.glob("adapter_model.*"))) and not (folder / ADAPTER_CONFIG).is_file():
+        hint = f"it holds {stray[0].name} without the {ADAPTER_CONFIG} that says how it is read; move it elsewhere"
+        raise UserError("model.name", folder, hint)
+    if sorted(folder.glob("pytorch_model*.bin")) and not sorted(folder.glob("*.safetensors")):
+        raise UserError("model.name", folder, f"its weights are a pickle, which can run code; {convert_hint(folder)}")
+
+
+def convert_hint(name: str | Path) -> str:
+    """How a reward model of HALOs or OpenRLHF becomes one that can be read."""
+    return f"if it is a reward model of HALOs or OpenRLHF, python -m rmkit.convert {name} OUT writes an ordinary one"
 
 
 def check_family(config: PretrainedConfig, name: str) -> PretrainedConfig:
@@ -101,9 +136,9 @@ def build_model(
     """Load or make the classifier that `config` asks for, with its attention set for the layout.
 
     The weights keep the dtype of the checkpoint, 16-bit ones mapped from its files (`load_classifier`):
-    `rmkit.distributed.sharding.placed` makes them float32 where they are to compute. A fresh head, float32, is drawn
-    from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the tokenizer gained a pad
-    token. Raises ValueError on a checkpoint that is none or not whole.
+    `rmkit.model.stored.placed` makes them what they are kept in where they are to compute. A fresh head, float32, is
+    drawn from --seed; what kind of head it is is said. `vocabulary` grows the embedding where the tokenizer gained a
+    pad token. Raises ValueError on a checkpoint that is none or not whole.
     """
     name = config.model.name
     kept = None if name == DEMO else saved_head(architecture, name)
@@ -121,7 +156,9 @@ def build_model(
     if base == DEMO:
         classifier = AutoModelForSequenceClassification.from_config(architecture, attn_implementation=chosen_attention)
     else:
-        classifier = load_classifier(base, architecture, chosen_attention, fresh_head=kept is None or brings_head)
+        drawn, extra = kept is None or brings_head, quantised.loading(config)
+        classifier = load_classifier(base, architecture, chosen_attention, fresh_head=drawn, **extra)
+    stored = classifier.get_input_embeddings().weight.dtype
     classifier.score.float()
     if vocabulary > classifier.get_input_embeddings().num_embeddings:
         classifier.get_input_embeddings().float()  # new rows are drawn
@@ -134,14 +171,24 @@ def build_model(
         say(f"{name} brings a head of {count} label{'s' if count > 1 else ''}; it is kept")
     lora.put(classifier, config.lora, name, adapter, config.seed, say)
     classifier.config.problem_type = "regression"
-    if config.model.gradient_checkpointing:
+    if config.model.gradient_checkpointing == "on":  # what auto means was decided before the weights are read
         # Nothing is random, so no generator's state has to be kept for each layer.
         classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
         getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
-    bf16 = config.model.precision == "bf16" or (config.model.precision == "auto" and torch.cuda.is_available())
+    bf16 = precision.resolved(config.model.precision, "cuda" if torch.cuda.is_available() else "cpu", say) == "bf16"
     # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
-    return RewardModel(classifier, head, bf16=bf16, kernels=config.model.kernels).train()
+    return RewardModel(
+        classifier, head, bf16=bf16, weights=_kept_in(config, stored, bf16), kernels=config.model.kernels
+    ).train()
+
+
+def _kept_in(config: TrainConfig, stored: torch.dtype, bf16: bool) -> torch.dtype:
+    """What --model.weights means for a checkpoint of `stored` weights. Under LoRA frozen ones of bf16 stay so where
+    bf16 is the arithmetic: autocast would round float32 copies of them to what they are."""
+    frozen = config.lora.rank > 0 and stored == torch.bfloat16 and bf16
+    chosen = config.model.weights
+    return torch.bfloat16 if chosen == "bf16" or (chosen == "auto" and frozen) else torch.float32
 
 
 def implementation(layout: str, architecture: PretrainedConfig) -> str:
@@ -154,16 +201,18 @@ def implementation(layout: str, architecture: PretrainedConfig) -> str:
 
 
 def load_classifier(
-    name: str, architecture: PretrainedConfig, chosen_attention: str, *, fresh_head: bool
+    name: str, architecture: PretrainedConfig, chosen_attention: str, *, fresh_head: bool, **extra: Any
 ) -> PreTrainedModel:
     """transformers' classifier with the weights of a folder or hub id; only a head yet to be drawn may be missing.
 
     Weights that are all bf16, or all float16, stay so: mapped from the files they cost each process nothing, where
-    float32 copies would cost every one twice the checkpoint. All else is what it is beside float32 weights.
+    float32 copies would cost every one twice the checkpoint. So do those of a run whose weights are kept in bf16,
+    beside which final norm and head are float32. All else is what it is beside float32 weights. `extra` is for
+    from_pretrained.
     """
     try:
         with _quiet():
-            dtype = _stored_dtype(name)
+            dtype, wide = _stored(name)
             classifier, report = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=architecture,
@@ -171,7 +220,11 @@ def load_classifier(
                 attn_implementation=chosen_attention,
                 use_safetensors=True,  # no pickle is ever read from a model folder
                 output_loading_info=True,
+                **extra,
             )
+            for key, file in wide.items():
+                with safe_open(file, "pt") as tensors:
+                    classifier.get_parameter(key).data = tensors.get_tensor(key)
     except Exception as error:  # whatever a library says of tensors and values that it does not expect
         raise UserError("model.name", name, f"the weights could not be loaded ({brief(error)})") from error
     if missing := sorted(set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())):
@@ -189,18 +242,38 @@ def load_classifier(
     return classifier
 
 
-def _stored_dtype(name: str) -> torch.dtype:
-    """bf16 or float16 where all weights of a folder or hub id are, else float32."""
+def _stored(name: str) -> tuple[torch.dtype, dict[str, str]]:
+    """bf16 or float16 where all weights of a folder or hub id are, else float32. Beside bf16 ones the final norm and
+    the head may be float32: these by name, and their files."""
     whole = cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False)
     files = [WEIGHTS] if whole else []
     if not whole and (index := cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)):
         files = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    held = set()
-    for file in files:
-        with safe_open(cached_file(name, file), "pt") as tensors:
-            held |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 (not a dict)
-    floats = {kind for kind in held if "F" in kind}
-    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(floats), torch.float32)
+    held, file_of = {}, {}
+    for file in (cached_file(name, each) for each in files):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                held[key], file_of[key] = tensors.get_slice(key).get_dtype(), file
+    wide = {key: file_of[key] for key, kind in held.items() if kind == "F32" and key in FLOAT32_BESIDE_BF16}
+    floats = {kind for key, kind in held.items() if "F" in kind and not (key in wide and "BF16" in held.values())}
+    dtype = {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(floats), torch.float32)
+    return dtype, wide if dtype == torch.bfloat16 else {}
+
+
+def pad_at_end(architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The pad token of a classifier's config.json where it ends conversations too; None elsewhere.
+
+    transformers scores the last token that is no pad token, so a head that it or TRL trained has read the one before;
+    OpenRLHF, HALOs and the servers score the last token. The files of such a model do not say which it was. To be asked
+    before `build_model`, which gives the configuration another pad token.
+    """
+    return architecture.pad_token_id if architecture.pad_token_id == end_token(tokenizer) else None
+
+
+PAD_AT_END = (
+    "{name}: its pad token ends every conversation too, and its files do not say which token its head was trained on: "
+    "TRL and transformers score the one before the pad token, OpenRLHF, HALOs and servers the last"
+)
 
 
 def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
@@ -225,6 +298,7 @@ def saved_head(architecture: PretrainedConfig, name: str) -> Head | None:
             name,
             f"it is saved as {kinds[0] or 'an unnamed class'}; "
             "give a causal LM, a sequence classifier or a folder that rmkit wrote",
+            convert_hint(name),
         )
     return _head_of(Path(name), name, _labels_in_weights(Path(name)) or architecture.num_labels)
 

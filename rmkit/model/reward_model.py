@@ -34,13 +34,16 @@ class RewardModel(nn.Module):
         head: Head | None = None,
         *,
         bf16: bool = False,
+        weights: torch.dtype = torch.float32,
         kernels: Kernels = "auto",
     ) -> None:
-        """`head` says what the classifier's labels mean; by default what their number says."""
+        """`head` says what the classifier's labels mean; by default what their number says. `bf16` is its arithmetic,
+        `weights` what embedding and decoder layers are kept in once it is placed (`rmkit.model.stored`)."""
         super().__init__()
         self.classifier = classifier
         self.head = head or plain_head(classifier.config.num_labels)
         self.bf16 = bf16
+        self.weights = weights
         self.kernels = kernels
         self.compute_device: torch.device | None = None
         """Where its forward runs, if the parameters are kept elsewhere (offloaded)"""

@@ -48,7 +48,7 @@ def written_folder(folder: Path, *, all_ranks: bool = False, group: dist.Process
         on_first_rank(action, group) if all_ranks else action()
 
     try:
-        once(lambda: _make_empty(partial))
+        once(lambda: _make_empty(partial, folder))
         failed = None
         try:
             yield partial
@@ -84,7 +84,9 @@ def _partial(path: Path, folder: Path | None = None) -> Path:
     return (folder or path.parent) / f".{path.name}.partial"
 
 
-def _make_empty(partial: Path) -> None:
+def _make_empty(partial: Path, folder: Path) -> None:
+    if _old(folder).exists() and not folder.exists():  # killed between the two names of `_rename`
+        _old(folder).rename(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
@@ -101,7 +103,7 @@ def _rename(partial: Path, folder: Path) -> None:
     for inside in {partial, *(path.parent for path in files)}:
         _flush_names(inside)
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
+        old = _old(folder)
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
         partial.rename(folder)
@@ -109,6 +111,10 @@ def _rename(partial: Path, folder: Path) -> None:
     else:
         partial.rename(folder)
     _flush_names(folder.parent)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _flush_names(folder: Path) -> None:

@@ -23,7 +23,7 @@ from rmkit.config import TrainConfig, to_dict
 from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
 from rmkit.errors import AgreedError
 from rmkit.model.reward_model import RewardModel
-from rmkit.storage import export, training_state
+from rmkit.storage import export, replaced, training_state
 from rmkit.storage.atomic import delete_partial, written_folder
 from rmkit.storage.checksums import checksums, damage, write_checksums
 
@@ -161,8 +161,11 @@ def _held(folder: Path) -> dict[str, Any] | str:
 
 def _rotate(run: Path, keep: int, progress: Progress) -> None:
     """Delete all but the best checkpoint and the newest `keep` up to the one just written. A later step can only be a
-    damaged checkpoint that the resumed run went back from."""
+    damaged checkpoint that the resumed run went back from. With a second one the run that --overwrite replaces goes:
+    the first may be what a Ctrl-C left of a mistake."""
     steps = steps_saved(run)
+    if len(steps) > 1:
+        replaced.let_go(run)
     done = [step for step in steps if step <= progress.step]
     stay = {*done[-keep:], progress.best_step}
     for step in steps:

@@ -2,7 +2,7 @@
 
 safetensors only, chat template inline, both transformers 4 and 5 spellings in config.json. `rmkit.json` holds the
 tokenisation contract (template, end-token rule, BOS rule, lengths) and a self-check, a few texts with their scores,
-that every later load verifies.
+that every later load verifies, and that `python -m rmkit.check` sends to a running server.
 """
 
 import copy
@@ -25,13 +25,16 @@ from rmkit.config import TrainConfig
 from rmkit.data.fields import entries, text
 from rmkit.data.tokenizer import default_template, encode, render
 from rmkit.distributed.collectives import rank, ranks
-from rmkit.distributed.sharding import gathered, in_float32
+from rmkit.distributed.sharding import gathered, in_float32, put_whole
 from rmkit.errors import AgreedError
-from rmkit.model import attention, lora
+from rmkit.model import attention, lora, quantised
 from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
-from rmkit.model.head import to_json
+from rmkit.model.head import Head, from_json, plain_head, to_json
 from rmkit.model.reward_model import RewardModel
+from rmkit.storage import host
 from rmkit.storage.atomic import files_below, flush, written_folder
+from rmkit.storage.card import Card
+from rmkit.storage.card import text as text_of_card
 
 SELF_CHECK = (
     [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}],
@@ -74,23 +77,52 @@ class Snapshot:
 
 
 def write_model(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, max_length: int, folder: Path
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    max_length: int,
+    folder: Path,
+    card: Card | None = None,
 ) -> None:
-    """Save the model as a classifier that transformers, TRL, OpenRLHF, RewardBench, vLLM and SGLang load as it is.
+    """Save the model as an ordinary classifier, with its card. bench/results/interop.json says which readers were run.
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
-    cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter.
+    cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter. The reward's row of a
+    binary head is all that is saved of it, unless --save.binary-head says keep. Each tensor is written as --save.dtype
+    says, under auto in what it is kept in (--model.weights; merged ones in float32) unless the arithmetic is bf16.
+    Where that rounds the weights, those of `model` are rounded too: this is the end of a training.
     """
-    keep = config.lora.keep
-    taken = snapshot(model, tokenizer, config, max_length, merged=keep != "adapter")
-    beside = snapshot(model, tokenizer, config, max_length) if keep == "both" else None
+    keep, asked = config.lora.keep, config.save.dtype
+    head = plain_head(1) if model.head == plain_head(2) and config.save.binary_head == "fold" else model.head
+    rounded = asked == "bf16" or (asked == "auto" and model.bf16)
+    dtype = torch.bfloat16 if rounded else torch.float32 if asked == "fp32" else None
+    # The adapter first, from weights that are not rounded yet.
+    beside = snapshot(model, tokenizer, config, max_length, head=head) if keep == "both" else None
+    if keep == "adapter":
+        taken = snapshot(model, tokenizer, config, max_length, head=head)
+    else:
+        taken = snapshot(model, tokenizer, config, max_length, head=head, merged=True, dtype=dtype)
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
+            if card is not None and keep != "adapter" and rank() == 0:
+                (partial / "README.md").write_text(_card(card, taken), encoding="utf-8")
+                flush([partial / "README.md"])
             if beside is not None:
                 flush(write(beside, partial / "adapter"))
     except AgreedError as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
+
+
+def _card(card: Card, taken: Snapshot) -> str:
+    contract = taken.contract
+    return text_of_card(
+        card,
+        model_type=taken.config.model_type,
+        dtype=str(taken.config.dtype).removeprefix("torch."),
+        row=from_json(contract["head"], len(contract["head"]["labels"])).row,
+        max_length=contract["max_length"],
+    )
 
 
 def snapshot(
@@ -100,19 +132,31 @@ def snapshot(
     max_length: int,
     *,
     merged: bool = False,
+    head: Head | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Snapshot:
     """Score the self-check and copy the weights to the CPU; under LoRA only the adapter's, or all of them `merged`.
     Every rank takes part.
 
     The model is split into the same files as by Hugging Face, whatever the number of ranks, and one rank writes each
     file. Sharded tensors are gathered on the device one by one, and only the rank that writes a tensor keeps it.
+    `head` is given of a FINAL: of one label in place of the model's own two it keeps the reward's row, and the
+    self-check gets what `rmkit.check` compares with. `dtype` is what the weights are written in (None: as they are
+    kept); with bfloat16 the model becomes what is saved, rounded, so that the self-check has the scores of that.
     """
-    texts = [render(tokenizer, messages) for messages in SELF_CHECK]
-    scores = score_texts(model, tokenizer, texts)
+    bf16 = dtype == torch.bfloat16
+    final, head = head is not None, head or model.head
+    check = self_check(model, tokenizer, variants=final)
     adapter = None if merged else lora.described(model.classifier)
     updates = lora.updates(model.classifier) if adapter is None else {}
     state = (lora.plain_state if adapter is None else lora.adapter_state)(model.classifier)
-    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in state.items()}
+    row = model.head.row if len(head.labels) < len(model.head.labels) else None
+    # A sum of weights and updates is float32, and so are the weights beside it.
+    beside = torch.float32 if updates else None
+    shapes = {
+        name: _saved(name, torch.empty(t.shape, dtype=t.dtype, device="meta"), row, dtype or beside)
+        for name, t in state.items()
+    }
     one_file = {"max_shard_size": 2**63, "filename_pattern": "adapter_model{suffix}.safetensors"}
     split = split_torch_state_dict_into_shards(
         shapes, **({"max_shard_size": FILE_SIZE} if adapter is None else one_file)
@@ -121,11 +165,14 @@ def snapshot(
         file: {} for i, file in enumerate(split.filename_to_tensors) if i % ranks() == rank()
     }
     for name, tensor in state.items():
-        full = gathered(tensor.detach())
-        if (update := updates.get(name)) is not None:
-            full = update.added(full, gathered(update.down), gathered(update.up))
+        full = _gathered(tensor.detach(), updates.get(name), bf16)
         if split.tensor_to_filename[name] in weights:
-            weights[split.tensor_to_filename[name]][name] = full.to("cpu", copy=True).contiguous()
+            weights[split.tensor_to_filename[name]][name] = host.copied(_saved(name, full, row, dtype or beside))
+    host.wait()
+    if bf16:
+        check = self_check(model, tokenizer, variants=final)
+    if row is not None:
+        del check["by_label"]  # nobody can read what is not saved
     total = {
         "total_size": sum(t.nbytes for t in shapes.values()),
         "total_parameters": sum(t.numel() for t in shapes.values()),
@@ -134,7 +181,7 @@ def snapshot(
         weights=weights,
         file_of=split.tensor_to_filename,
         total=total,
-        config=_described(model),
+        config=_described(model, head, bf16),
         tokenizer=tokenizer,
         contract={
             "rmkit": rmkit.__version__,
@@ -145,18 +192,43 @@ def snapshot(
             "bos": "as the chat template renders it; none is added",
             "max_length": max_length,
             "overlong": config.data.overlong,
-            "head": to_json(model.head),
-            "self_check": {"texts": texts, "scores": scores},
+            "head": to_json(head),
+            "self_check": check,
+            **({"load": "4bit"} if quantised.is_4bit(model.classifier) else {}),
         },
         adapter=adapter,
     )
 
 
-def _described(model: RewardModel) -> PretrainedConfig:
+def _gathered(tensor: Tensor, update: lora.Update | None, bf16: bool) -> Tensor:
+    """The whole tensor with its update; with `bf16` rounded, and then the model's own is that, and the update zero."""
+    full = gathered(tensor)
+    if update is not None:
+        full = update.added(full, gathered(update.down), gathered(update.up))
+    if bf16 and full.is_floating_point():
+        full = full.to(torch.bfloat16)
+        put_whole(tensor, full)
+        if update is not None:
+            update.up.zero_()
+    return full
+
+
+def _saved(name: str, full: Tensor, row: int | None, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of the model as it is saved: in `dtype`; of the head's rows only `row`; unless these are None."""
+    if row is not None and name.endswith("score.weight"):
+        full = full[row : row + 1]
+    return full.to(dtype) if dtype is not None and full.is_floating_point() else full
+
+
+def _described(model: RewardModel, head: Head, bf16: bool) -> PretrainedConfig:
     """The model's configuration, completed as `save_pretrained` of transformers does."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.classifier).__name__]
-    config.dtype = model.classifier.dtype
+    # Weights that are kept in bf16 are written in it, the head beside them in float32: who reads them all in float32,
+    # as transformers does by this, gets the scores of the self-check.
+    config.dtype = torch.bfloat16 if bf16 else torch.promote_types(model.classifier.dtype, torch.float32)
+    if len(head.labels) != config.num_labels:
+        config.num_labels = len(head.labels)
     return config
 
 
@@ -182,16 +254,7 @@ def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
         _write_config(taken, folder)
     else:
         (folder / ADAPTER_CONFIG).write_text(json.dumps(taken.adapter, indent=2) + "\n")
-    # transformers 4 does not know the class name that transformers 5 writes, and reads the template inline only.
-    _amend(
-        folder / "tokenizer_config.json",
-        lambda old: {
-            **{key: value for key, value in old.items() if key not in HOW_IT_WAS_LOADED},
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", "attention_mask"],
-            "chat_template": taken.contract["chat_template"],
-        },
-    )
+    amend(folder / "tokenizer_config.json", lambda old: _for_every_reader(old, taken.contract["chat_template"]))
     (folder / "rmkit.json").write_text(json.dumps(taken.contract, indent=2) + "\n")
     # The other ranks may be writing their weights by now.
     return [file for file in files_below(folder) if file.suffix != ".safetensors"]
@@ -202,15 +265,40 @@ def _write_config(taken: Snapshot, folder: Path) -> None:
     taken.config.save_pretrained(folder)
     # transformers leaves out its default of two labels, which other readers do not know.
     labels = taken.contract["head"]["labels"]
+    amend(folder / "config.json", lambda old: both_spellings(with_labels(old, labels)))
+
+
+def with_labels(values: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """A config.json with the names of all labels, whatever their number."""
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    _amend(folder / "config.json", lambda old: _both_spellings({**old, **named}))
+    return {**values, **named}
 
 
-def _amend(file: Path, change: Callable[[dict], dict]) -> None:
+def _for_every_reader(old: dict[str, Any], template: str) -> dict[str, Any]:
+    """tokenizer_config.json as transformers 4 and 5 both read it, and as neither adds a BOS or EOS of its own.
+
+    4 does not know the class name that 5 writes, reads the template inline only, and takes `extra_special_tokens` for a
+    dict of named tokens: the list of 5 stops it. 5 reads the older name of that list too.
+    """
+    kept = {key: value for key, value in old.items() if key not in HOW_IT_WAS_LOADED}
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    return {
+        **kept,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "chat_template": template,
+    }
+
+
+def amend(file: Path, change: Callable[[dict], dict]) -> None:
+    """Rewrite a JSON file of one object as `change` says."""
     file.write_text(json.dumps(change(json.loads(file.read_text())), indent=2) + "\n")
 
 
-def _both_spellings(values: dict[str, Any]) -> dict[str, Any]:
+def both_spellings(values: dict[str, Any]) -> dict[str, Any]:
     """Add the keys of transformers 4 to those of 5: without them, 4 silently takes a rope_theta of 10000."""
     rope = values.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -250,6 +338,8 @@ def verify(model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path)
         raise ValueError(f"{file}: the self-check cannot be read ({error}); restore the file or delete it") from error
     if template != default_template(tokenizer):
         raise ValueError(f"{file}: the tokenizer's chat template is not the one that the model was trained with")
+    if contract.get("load") == "4bit" and not quantised.is_4bit(model.classifier):
+        return f"{folder} was trained on 4-bit weights and runs on its base as it is: its self-check is not compared"
     scores = score_texts(model, tokenizer, texts)
     limit = TOLERANCE * max(1.0, *map(abs, expected))
     gaps = [abs(a - b) for a, b in zip(scores, expected, strict=False)]
@@ -266,10 +356,35 @@ def _short(scores: list[float]) -> str:
     return "[" + ", ".join(f"{s:.5g}" for s in scores) + "]"
 
 
+def self_check(model: RewardModel, tokenizer: PreTrainedTokenizerBase, *, variants: bool = False) -> dict[str, Any]:
+    """What rmkit.json holds of a few conversations: their texts and rewards.
+
+    With `variants` also their messages and ids, `bos_doubled`, the rewards with one BOS more in front, and `by_label`,
+    those of every label of a head that has several: what a reader gives that adds a BOS, or reads another label, so
+    that `rmkit.check` can name it.
+    """
+    texts = [render(tokenizer, messages) for messages in SELF_CHECK]
+    ids = encode(tokenizer, texts)
+    scores = _scores(model, tokenizer, ids)
+    held: dict[str, Any] = {"texts": texts, "scores": model.head.rewards(scores).tolist()}
+    if not variants:
+        return held
+    held |= {"messages": list(SELF_CHECK), "ids": ids}
+    if tokenizer.bos_token_id is not None:
+        doubled = _scores(model, tokenizer, [[tokenizer.bos_token_id, *each] for each in ids])
+        held["bos_doubled"] = model.head.rewards(doubled).tolist()
+    return held if scores.shape[1] == 1 else {**held, "by_label": scores.tolist()}
+
+
 def score_texts(model: RewardModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[float]:
     """Rewards of rendered texts in float32 arithmetic, in one batch of the model's own layout."""
-    sequences = [np.array(ids) for ids in encode(tokenizer, texts)]
+    return model.head.rewards(_scores(model, tokenizer, encode(tokenizer, texts))).tolist()
+
+
+def _scores(model: RewardModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> Tensor:
+    """Scores [S, C] of all labels, likewise."""
+    sequences = [np.array(each) for each in ids]
     layout = "trie" if model.config._attn_implementation == attention.NAME else "padded"
     batch = pack(sequences, layout=layout, pad_token_id=tokenizer.pad_token_id).to(model.device)
     with in_float32(model), torch.no_grad():
-        return model.head.rewards(model(batch)).tolist()
+        return model(batch)

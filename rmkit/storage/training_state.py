@@ -1,7 +1,8 @@
 """The state of training besides the weights: the optimizer's, and the random generators of every rank.
 
 torch.distributed.checkpoint writes and reads it as safetensors files (its default is a pickle). Each rank writes its
-shards with their place in the whole tensor, and any number of ranks can read them, sharded or not.
+shards with their place in the whole tensor, and any number of ranks can read them, sharded or not. Moments of any dtype
+have the shape of their parameter; scales of 8-bit ones fewer columns, and the same shards along the rows.
 """
 
 import warnings
@@ -11,10 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.errors import brief
 from rmkit.model.reward_model import RewardModel
+from rmkit.storage import host
+from rmkit_kernels import scale_like
 
 # torch warns when a process saves or loads alone, which is meant here. Not in a `with` block: threads share filters.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -25,10 +29,11 @@ RANDOM = ("cpu", "cuda")
 def copied(model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """A copy of the state on the CPU: `optimizer.PARAMETER.KEY`, sharded as the parameter, and `random.RANK.DEVICE`."""
     state = {
-        f"optimizer.{name}.{key}": value.detach().to("cpu", copy=True)
+        f"optimizer.{name}.{key}": host.copied(value)
         for name, parameter in model.classifier.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    host.wait()
     state[f"random.{rank()}.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         state[f"random.{rank()}.cuda"] = torch.cuda.get_rng_state()
@@ -83,9 +88,7 @@ def _load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) ->
         if kind == "optimizer":
             if owner not in parameters:
                 raise ValueError(f"{folder}: it holds optimizer state of {owner}, which the model does not have")
-            like = parameters[owner].detach()
-            alike = saved.size == like.shape  # the moments; the count of steps is one number
-            state[name] = torch.zeros_like(like, dtype=dtype) if alike else torch.zeros(saved.size, dtype=dtype)
+            state[name] = _blank(parameters[owner].detach(), key, saved)
             by_parameter.setdefault(owner, {})[key] = state[name]
         elif owner == str(rank()):
             state[name] = torch.zeros(saved.size, dtype=dtype)
@@ -100,3 +103,12 @@ def _load(folder: Path, model: RewardModel, optimizer: torch.optim.Optimizer) ->
     ordered = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     numbered = {i: by_parameter[name] for i, name in enumerate(ordered) if name in by_parameter}
     optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _blank(parameter: Tensor, key: str, saved: TensorStorageMetadata) -> Tensor:
+    """Zeros for a value of a parameter's state, sharded as the parameter is; the count of steps is one number."""
+    dtype = saved.properties.dtype
+    if saved.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=dtype)
+    scales = scale_like(parameter) if key.endswith("_scale") else None
+    return scales if scales is not None and saved.size == scales.shape else torch.zeros(saved.size, dtype=dtype)

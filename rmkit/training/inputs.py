@@ -12,12 +12,13 @@ from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, source
 from rmkit.data.tokenizer import load_tokenizer
+from rmkit.distributed.collectives import ranks
 from rmkit.errors import UserError
-from rmkit.model import lora
+from rmkit.model import lora, quantised
 from rmkit.model.adapter import tokenizer_of
 from rmkit.model.head import Head, fresh_head
 from rmkit.model.loss import loss_of
-from rmkit.model.pretrained import check_length, load_config, saved_head
+from rmkit.model.pretrained import PAD_AT_END, check_length, load_config, pad_at_end, saved_head
 
 DEFAULT_LENGTH = 2048
 """Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""
@@ -51,11 +52,14 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     Raises ValueError with a sentence for the user.
     """
     loss_of(config.loss)
+    quantised.check(config, ranks())
     from_scratch = name == DEMO
     architecture = demo.model_config() if from_scratch else load_config(name)
     lora.check(config.lora, architecture, name)
     head = None if from_scratch else saved_head(architecture, name)
     tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(tokenizer_of(name), say)
+    if head is not None and pad_at_end(architecture, tokenizer) is not None:
+        say(f"{PAD_AT_END.format(name=name)}. From here on it is trained on the last")
     context = architecture.max_position_embeddings
     max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
     check_length(architecture, max_length)
@@ -66,12 +70,13 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
         check_budget(pairs, config.batch)
         return pairs
 
-    train_set = source.load(config.data.train, "train", say, memory.train, config.data.columns)
+    columns, bad_rows = config.data.columns, config.data.bad_rows
+    train_set = source.load(config.data.train, "train", say, memory.train, columns, bad_rows=bad_rows)
     train, test = tokenised(train_set), None
     if head is None:
         check_rated(fresh_head(config.model), train)
     if config.data.test or memory.test is not None:
-        test_set = source.load(config.data.test, "test", say, memory.test, config.data.columns)
+        test_set = source.load(config.data.test, "test", say, memory.test, columns, bad_rows=bad_rows)
         test = tokenised(test_set)
         if both := source.overlap(train_set, test_set):
             say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")

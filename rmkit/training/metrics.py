@@ -13,8 +13,8 @@ from rmkit.errors import brief
 from rmkit.runtime import environment
 from rmkit.storage.atomic import written_file
 
-CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds")
-"""Keys of metrics.jsonl that depend on the clock; all others repeat bit for bit."""
+CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds", "tokens/mfu", "memory/peak_gib")
+"""Keys of metrics.jsonl that depend on the clock or on the GPU; all others repeat bit for bit."""
 
 
 class Metrics:
@@ -69,9 +69,9 @@ class Metrics:
                 self._say(f"{tracker.name} failed and gets nothing more, metrics.jsonl has it all: {brief(error)}")
 
 
-def describe(folder: Path | None, config: dict[str, Any], device: torch.device, ranks: int) -> None:
-    """Write config.json (resolved, and reloadable) and env.json into the run folder."""
+def describe(folder: Path | None, config: dict[str, Any], device: torch.device, ranks: int, **how: Any) -> None:
+    """Write config.json (resolved, and reloadable) and env.json into the run folder; `how` it computes goes with it."""
     if folder is not None:
-        for name, values in (("config.json", config), ("env.json", environment(device, ranks))):
+        for name, values in (("config.json", config), ("env.json", {**environment(device, ranks), **how})):
             with written_file(folder / name) as out:
                 out.write(json.dumps(values, indent=2) + "\n")

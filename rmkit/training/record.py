@@ -1,15 +1,22 @@
 """What a training reports: measurements of a step and their line of metrics.jsonl, the result, the closing table."""
 
 import signal
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rmkit.batch.pairs import TokenisedPairs
+from rmkit.batch.trie import PackedBatch
+from rmkit.config import TrainConfig
+from rmkit.storage.card import Card
 from rmkit.storage.checkpoint import Progress
 from rmkit.terminal import Terminal
+from rmkit.training.estimate import load_of, work
+from rmkit.training.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +30,43 @@ class Step:
     lr: float
     tokens_flat: int
     tokens_computed: int
+    pairs: int
+    """Of the global batch"""
+    stop: signal.Signals | None = None
+    """The signal that a rank had received when its work was queued"""
+    flops: float = 0.0
+    """Of the model's mathematics, recomputation left out; 0 where no peak rate is known"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """What a GPU tells of itself: memory at its peak, and how much of its peak rate is used. On a CPU, nothing."""
+
+    plan: Plan
+    device: torch.device
+    rate: float | None
+    """FLOP/s of all devices at their peak; None on a CPU, and where the GPU is not known"""
+
+    @classmethod
+    def of(cls, plan: Plan, device: torch.device) -> "Meter":
+        known = device.type == "cuda" and plan.devices.rate
+        return cls(plan=plan, device=device, rate=plan.devices.rate * plan.devices.count if known else None)
+
+    def flops(self, batch: PackedBatch) -> float:
+        """FLOPs of training on a batch, attention by the true lengths of its sequences."""
+        if not self.rate:
+            return 0.0
+        load = load_of(batch)
+        return work(self.plan.shape, self.plan.way, load.tokens, load.pairs, load.ends, load.end_keys).model
+
+    def read(self, flops: float, seconds: float) -> dict[str, float]:
+        """What it adds to a line of metrics.jsonl; memory is that of this rank, since its start."""
+        read = {}
+        if self.device.type == "cuda":
+            read["memory/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        if self.rate:
+            read["tokens/mfu"] = flops / seconds / self.rate
+        return read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +82,29 @@ class Result:
     """The signal that stopped it before its end; `final` is not there then, and --resume goes on"""
 
 
-def record(step: Step, progress: Progress, pairs: int, seconds: float) -> dict[str, Any]:
+def card_of(config: TrainConfig, train: TokenisedPairs, test: TokenisedPairs | None, result: Result) -> Card:
+    """What the model card tells of a training."""
+    dropped: Counter[str] = Counter(train.dropped)
+    dropped.update(test.dropped if test else {})
+    return Card(
+        config=config,
+        pairs=len(train),
+        held_out_pairs=len(test) if test else 0,
+        dropped=dict(dropped),
+        metrics=result.metrics,
+    )
+
+
+def record(step: Step, progress: Progress, seconds: float, meter: Meter | None = None) -> dict[str, Any]:
     """The line of metrics.jsonl for a step."""
     return {
         **step.metrics,
         "grad_norm": step.grad_norm,
-        "examples_per_second": pairs / seconds,
+        "examples_per_second": step.pairs / seconds,
         "tokens_per_second": step.tokens_computed / seconds,
         "tokens/flat": step.tokens_flat,
         "tokens/computed": step.tokens_computed,
+        **(meter.read(step.flops, seconds) if meter else {}),
         "counters/examples": progress.examples,
         "counters/updates": progress.step,
         "counters/lr": step.lr,

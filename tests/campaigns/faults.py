@@ -2,7 +2,7 @@
 checkpoints, a gradient that is not finite on one rank. After each it goes on with --resume, and in the end its weights,
 metrics and folder must be those of the run that nothing disturbed, bit for bit.
 
-    python tests/campaigns/faults.py                              # 100 kills and the rest: 15 minutes on two cores
+    python tests/campaigns/faults.py                              # 140 kills and the rest: 20 minutes on two cores
     python tests/campaigns/faults.py --faults kill --tries 10
 
 Every run is started by the command that a user gives, in processes of its own. The full disk is a small tmpfs and the
@@ -34,6 +34,8 @@ FAULTS = {
     "kill": (lambda place, tries: kill(place, "one-process", tries), 84),
     "ddp": (lambda place, tries: kill(place, "ddp", tries), 8),
     "fsdp": (lambda place, tries: kill(place, "fsdp", tries), 8),
+    "lora": (lambda place, tries: kill(place, "lora", tries), 20),
+    "low-bit": (lambda place, tries: kill(place, "low-bit", tries), 20),  # bf16 weights, 8-bit states
     "disk": (full_disk, 10),
     "read-only": (read_only_folder, 6),
     "damage": (damaged_checkpoint, 18),  # each of the nine files of a checkpoint, in two ways
@@ -49,7 +51,8 @@ def campaign(folder: Path, tries: dict[str, int], seed: int, jobs: int) -> list[
     """All faults of `tries`; those of one process up to `jobs` at a time."""
     place = Place(folder, random.Random(seed))
     make_world(place.world)
-    for way in STRATEGIES if set(tries) & set(ALONE) else ("one-process",):
+    two_ranks = any(name in ALONE for name in tries)
+    for way in [way for way, shared in STRATEGIES.items() if way in {"one-process", *tries} or (shared and two_ranks)]:
         disturb_nothing(place, way)
         print(f"undisturbed, {way}: {place.seconds[way]:.1f} s for {STEPS} steps", flush=True)
     # The kills are most of the work: each worker has its share of them.

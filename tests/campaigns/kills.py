@@ -64,7 +64,7 @@ def kill_a_rank(place: Place, process: Process, way: str) -> Outcome | None:
     seconds = time.time() - died
     moment = where(process)
     if process.world_size == 1:
-        return Outcome("kill", moment)
+        return Outcome("kill" if way == "one-process" else f"kill over {way}", moment)
     wrong = [f"rank {number} lives on" for number, one in ranks.items() if one.is_running()]
     if seconds > MINUTE:
         wrong.append(f"the others ended after {seconds:.0f} s")

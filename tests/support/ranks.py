@@ -79,6 +79,14 @@ def run(count: int, folder: Path, work: Callable[..., int | None], *arguments, s
         return ranks
 
 
+def with_bf16(work: Callable[..., int | None], *arguments) -> int | None:
+    """`work(*arguments)` on a processor that is said to have bf16 instructions: torch computes without them too."""
+    from rmkit.model import precision
+
+    precision.has_bf16 = lambda: True
+    return work(*arguments)
+
+
 def _rank(settings: dict, files: Path, work: Callable[..., int | None], arguments: tuple) -> None:
     import torch
 

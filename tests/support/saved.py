@@ -1,6 +1,8 @@
 """A small trained-looking model and its folder, for the tests of saving."""
 
-from rmkit.config import DataConfig, OptimConfig, TrainConfig
+from dataclasses import replace
+
+from rmkit.config import DataConfig, OptimConfig, SaveConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.data.tokenizer import render
 from rmkit.storage.checkpoint import Saver
@@ -20,8 +22,9 @@ def small(family="llama", *, head=1, **extra):
     return reward_model(tiny_classifier(family, **{**layers, **extra}), "trie")
 
 
-def written(folder, model, tokenizer=TOKENIZER):
-    write_model(model, tokenizer, CONFIG, 77, folder)
+def written(folder, model, tokenizer=TOKENIZER, **save):
+    """FINAL, with --save.* as given."""
+    write_model(model, tokenizer, replace(CONFIG, save=SaveConfig(**save)), 77, folder)
     return folder
 
 

@@ -11,7 +11,7 @@ def trained(model, optimizer, steps, seed=0):
     torch.manual_seed(seed)
     for _ in range(steps):
         for parameter in model.parameters():
-            gradient = torch.randn(parameter.shape)
+            gradient = torch.randn(parameter.shape).to(parameter.dtype)
             if isinstance(parameter, DTensor):
                 gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
             parameter.grad = gradient

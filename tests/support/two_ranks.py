@@ -2,18 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from rmkit.config import ParallelConfig
+from rmkit.config import ParallelConfig, SaveConfig
 from rmkit.distributed.collectives import on_every_rank, rank
 from rmkit.distributed.sharding import distribute
 from rmkit.errors import AgreedError
 from rmkit.storage import checkpoint, export, training_state
 from rmkit.storage.checkpoint import Progress, newest_whole
+from rmkit.storage.export import verify, write_model
 from rmkit.training.optim import adamw
 from support.saved import CONFIG, TOKENIZER, save, small
 from support.state_of import full_state, trained
@@ -54,6 +56,19 @@ def read(strategy, folder, random=None):
     return same and (expected is None or torch.equal(torch.get_rng_state(), expected))
 
 
+def rounded(strategy, folder):
+    """Whether a FINAL in bf16 is the rounded model, whole, with the scores of that."""
+    write_model(model_under(strategy), TOKENIZER, replace(CONFIG, save=SaveConfig(dtype="bf16")), 77, folder)
+    alone = small()
+    with torch.no_grad():
+        for parameter in alone.parameters():
+            parameter.copy_(parameter.bfloat16())
+    wanted = alone.classifier.state_dict()
+    held = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    same = held.keys() == wanted.keys() and all(torch.equal(held[name], wanted[name].bfloat16()) for name in held)
+    return same and verify(alone, TOKENIZER, folder) is not None
+
+
 def full_disk_on_one(folder, part, name):
     """Rank 1 alone cannot write a part of the checkpoint."""
     model = model_under("fsdp")
@@ -87,6 +102,8 @@ def main(folder):
         random = wrote(strategy, folder / strategy)
         for other in ("ddp", "fsdp"):
             found[f"{strategy} to {other}"] = read(other, folder / strategy, random)
+    for strategy in ("ddp", "fsdp"):
+        found[f"bf16 under {strategy}"] = rounded(strategy, folder / f"final-{strategy}")
     for strategy in ("ddp", "fsdp"):
         found[f"one process to {strategy}"] = read(strategy, folder / "one")
     writer = training_state.dcp.HuggingFaceStorageWriter

@@ -19,8 +19,13 @@ from rmkit.training.metrics import CLOCK_KEYS
 from support.oracle import TINY
 
 STEPS, PAIRS, TEST_PAIRS, PAIRS_A_STEP = 40, 76, 6, 8
-STRATEGIES = {"one-process": None, "ddp": "ddp", "fsdp": "fsdp"}
-"""Ways to run it; the last two on two ranks."""
+STRATEGIES = {"one-process": None, "ddp": "ddp", "fsdp": "fsdp", "lora": None, "low-bit": None}
+"""Ways to run it; those with a strategy on two ranks."""
+MORE = {
+    "lora": {"lora.rank": 4, "lora.keep": "both"},
+    "low-bit": {"model.weights": "bf16", "optim.states": "8bit"},
+}
+"""Flags besides"""
 POISONED_ROW = 3
 FINISHED = ("config.json", "env.json", "metrics.jsonl", "checkpoints", "FINAL")
 """All that a run folder holds when its run has ended."""
@@ -77,6 +82,7 @@ def command(world: Path, run: Path, way: str) -> list[str]:
         "optim.max-steps": STEPS,
         "eval.every": 5,
         "save.every": 2,
+        **MORE.get(way, {}),
     }
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     return [sys.executable, *launcher, "-m", "rmkit.train", *flags, "--resume"]

@@ -1,10 +1,13 @@
-"""Checks on a CUDA device that computes nothing: `python -m support.dry_cuda.checks NAME` prints what it found as JSON.
+"""Checks on a CUDA device that computes nothing: `python -m support.dry_cuda.checks CHECK ..` prints what each found.
 
-Read by tests/test_dry_cuda.py, each in a process of its own, because the device must be there before torch.
+A check is [NAME, ARGUMENTS ..] as JSON, and so is what it found: a line each. Read by tests/test_dry_cuda.py, in a
+process of its own, because the device must be there before torch. What is imported is imported once: each check runs
+in a fork.
 """
 
 import contextlib
 import json
+import os
 import sys
 
 import support.dry_cuda.device as device  # isort: skip (before torch)
@@ -19,11 +22,14 @@ from rmkit.config import LossConfig, OptimConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.distributed import sharding
 from rmkit.distributed.sharding import in_float32
+from rmkit.model.compile import compile_layers, compiling
 from rmkit.model.reward_model import RewardModel
+from rmkit.runtime import Stop
 from rmkit.scorer import _round_projections
 from rmkit.storage import export, training_state
 from rmkit.storage.checkpoint import Progress
 from rmkit.training.optim import adamw
+from rmkit.training.record import Meter
 from support.dry_cuda.models import GPU, LLAMA_3_8B, accelerator, batch, built, placed
 from support.dry_cuda.tally import Tally
 from support.oracle import FAMILIES, TINY, random_pairs
@@ -113,20 +119,21 @@ def families(everything: bool = False) -> dict:
 def stepped(model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
     """An optimizer step on the gradients that are there, zeros where there is none."""
     for parameter in model.parameters():
-        if parameter.grad is None:
+        if parameter.grad is None and parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def peak(tokens: int) -> dict:
-    """GiB on one device at the peak of training Llama-3-8B in float32 with recomputation, and while it is placed."""
+def peak(tokens: int, weights: str = "auto", states: str = "fp32", rank: int = 0) -> dict:
+    """GiB on one device at the peak of training Llama-3-8B with recomputation, and while it is placed; by default all
+    its state is float32."""
     with faked() as tally:
-        model = built("llama", LLAMA_3_8B, recomputed=True)
+        model = built("llama", LLAMA_3_8B, recomputed=True, weights=weights, rank=rank)
         wrapped = placed(model)
         found = {"placed": tally.peak / GIB, "parameters": sum(p.numel() for p in model.parameters())}
-        optimizer = adamw(model, OptimConfig(lr=1e-5))
+        optimizer = adamw(model, OptimConfig(lr=1e-5, states=states))
         stepped(model, optimizer)  # Adam's state is there from now on
         for i in range(2):
             packed = batch(tokens, seed=i)
@@ -135,7 +142,7 @@ def peak(tokens: int) -> dict:
     return {**found, "peak": tally.peak / GIB, "tokens": packed.tokens, "left": tally.held / GIB}
 
 
-def sharded(layers: int, tokens: int, offload: bool) -> dict:
+def sharded(layers: int, tokens: int, offload: bool, weights: str = "auto", states: str = "fp32") -> dict:
     """Training, saving and the self-check of Llama-3-8B's first layers on one of four ranks under FSDP2."""
     device.join(device.RANKS)
     mesh = sharding._mesh("cuda", 1)
@@ -143,9 +150,9 @@ def sharded(layers: int, tokens: int, offload: bool) -> dict:
     FakeTensor.tolist = lambda scores: [0.0] * len(scores)  # nothing was computed
     tokenizer = demo.tokenizer()
     with faked() as tally:
-        model = built("llama", {**LLAMA_3_8B, "num_hidden_layers": layers}, recomputed=True)
+        model = built("llama", {**LLAMA_3_8B, "num_hidden_layers": layers}, recomputed=True, weights=weights)
         wrapped = placed(model, strategy="fsdp", cpu_offload=offload)
-        optimizer = adamw(model, OptimConfig(lr=1e-5))
+        optimizer = adamw(model, OptimConfig(lr=1e-5, states=states))
         stepped(model, optimizer)
         for i in range(2):
             packed = batch(tokens, seed=i)
@@ -185,34 +192,41 @@ def waits() -> dict:
             test=None,
             max_length=128,
             progress=Progress(),
+            plan=None,
+            meter=Meter(plan=None, device=GPU, rate=None),
         )
         forwards = []
         model.register_forward_pre_hook(lambda *_: forwards.append(1))
         tally.waits.clear()
-        train.train_step(run, np.arange(24), 0)
+        train.train_step(run, run.microbatches(0), 0, Stop())
     return {"waits": dict(tally.waits), "microbatches": len(forwards), "reads": len(reads)}
 
 
 def compiled(backend: str) -> dict:
     """How often a backend has been asked to compile after each of five batches of other sizes, for all layers."""
     counter = CompileCounterWithBackend(backend)
-    torch._dynamo.config.recompile_limit = 64
     with FakeTensorMode(allow_non_fake_inputs=True):  # no tally: dynamo compiles under no other mode
         model = built("qwen3", TINY, recomputed=True)
         wrapped = placed(model)
-        for layer in model.backbone.layers[:-1]:
-            layer.compile(backend=counter, fullgraph=True, dynamic=True)
+        compile_layers(model, backend=counter, fullgraph=True)
         frames = []
-        for seed, tokens in enumerate((2048, 3000, 2500, 2000, 2600)):
-            packed = batch(tokens, seed=seed, prompt=100, response=100)
-            wrapped(packed, LossConfig(), 8.0).loss.backward()
-            frames.append(counter.frame_count)
+        with compiling():
+            for seed, tokens in enumerate((2048, 3000, 2500, 2000, 2600)):
+                packed = batch(tokens, seed=seed, prompt=100, response=100)
+                wrapped(packed, LossConfig(), 8.0).loss.backward()
+                frames.append(counter.frame_count)
     return {"frames": frames}
 
 
 def main() -> None:
-    name, *arguments = sys.argv[1:]
-    print(json.dumps(globals()[name](*map(json.loads, arguments))))
+    """Run the checks one after the other; one that fails leaves a line with null, and its traceback."""
+    for check in sys.argv[1:]:
+        name, *arguments = json.loads(check)
+        if (child := os.fork()) == 0:
+            print(json.dumps(globals()[name](*arguments)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print("null", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rmkit.batch.trie import PackedBatch, pack
-from rmkit.config import BatchConfig, ModelConfig, ParallelConfig, TrainConfig
+from rmkit.config import BatchConfig, LoraConfig, ModelConfig, ParallelConfig, TrainConfig
 from rmkit.distributed.sharding import distribute
-from rmkit.model import pretrained
+from rmkit.model import precision, pretrained
 from rmkit.model.reward_model import RewardModel
 
 GPU = torch.device("cuda", 0)
@@ -34,16 +34,23 @@ def _as_loaded(name, architecture, attention, *, fresh_head):
 
 
 pretrained.load_classifier = _as_loaded
+precision.has_bf16 = lambda: True  # of the device that is pretended
 
 
-def built(family: str, values: dict, *, layout="trie", recomputed=False) -> RewardModel:
+def built(family: str, values: dict, *, layout="trie", recomputed=False, weights="auto", rank=0) -> RewardModel:
     """The model that `train` builds of a causal checkpoint, in bf16, on the host."""
     architecture = AutoConfig.for_model(
         family, **{**values, "architectures": ["XForCausalLM"], "num_labels": 1, "pad_token_id": 0}
     )
     config = TrainConfig(
-        model=ModelConfig(name="/no/such/folder", gradient_checkpointing=recomputed, precision="bf16"),
+        model=ModelConfig(
+            name="/no/such/folder",
+            gradient_checkpointing="on" if recomputed else "off",
+            precision="bf16",
+            weights=weights,
+        ),
         batch=BatchConfig(layout=layout),
+        lora=LoraConfig(rank=rank),
     )
     return pretrained.build_model(config, architecture, values["vocab_size"], 0, lambda text: None)
 

@@ -17,15 +17,19 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 HOPPER, AMPERE = 90, 80
-KV, ENDS, LOSS = (
+KV, ENDS, LOSS, ADAMW = (
     importlib.import_module(f"rmkit_kernels.{name}")
-    for name in ("gather_kv", "gather_end_tokens", "_score_bt_loss_triton")
+    for name in ("gather_kv", "gather_end_tokens", "_score_bt_loss_triton", "adamw_lowbit")
 )
 INDICES = ("chosen_ptr", "rejected_ptr", "end_index_ptr", "kv_index_ptr", "order_ptr", "start_ptr")
 FLOATS = ("loss", "stats", "scores", "grad_scores", "grad_loss", "margin", "target", "pair_weight")
+FLOATS += ("m_scale", "v_scale")
+NUMBERS = ("center", "normalizer", "step_size", "keep", "rate1", "beta2", "rate2", "correction", "eps")
+MOMENTS = {8: "*u8", 16: "*bf16", 32: "*fp32"}
 CONTIGUOUS = ("stride_hh", "stride_oh", "stride_kd", "stride_vd", "stride_eh", "stride_wh")
 
 IN_ROWS = {"BLOCK_T": KV.BLOCK_T, "BLOCK_W": KV.BLOCK_W}
+IN_STEP = {"WEIGHT_16": True, "BLOCK": ADAMW.BLOCK, "BLOCKS": ADAMW.BLOCKS}
 AT_ENDS = {"BLOCK_T": ENDS.BLOCK_T, "BLOCK_H": ENDS.BLOCK_H, "BLOCK_S": ENDS.BLOCK_S}
 KERNELS = {
     "gather_kv": (KV._forward_kernel, {"D": 128, **IN_ROWS}, 4),
@@ -37,6 +41,8 @@ KERNELS = {
     "loss": (LOSS._loss_kernel, {"BLOCK_N": LOSS.BLOCK_N}, 4),
     "loss backward": (LOSS._grad_scores_kernel, {"BLOCK_S": LOSS.BACKWARD_S, "BLOCK_N": LOSS.BACKWARD_N}, 4),
     "score backward": (LOSS._grad_kernel, {"BLOCK_S": LOSS.WEIGHT_S, "BLOCK_H": LOSS.WEIGHT_H}, 4),
+    "adamw of bf16 states": (ADAMW._kernel, {"KIND": 16, **IN_STEP}, 8),
+    "adamw of 8bit states": (ADAMW._kernel, {"KIND": 8, **IN_STEP}, 8),
 }
 """Each with its constants and warps, as the files that launch them give them"""
 
@@ -50,10 +56,12 @@ def compiled(kernel, constants: dict, warps: int, floats: str, capability: int) 
             types[name] = "constexpr"
         elif name in INDICES:
             types[name] = "*i64"
+        elif name in ("m_ptr", "v_ptr") and "KIND" in constants:
+            types[name] = MOMENTS[constants["KIND"]]
         elif name.endswith("_ptr"):
             types[name] = "*fp32" if name.startswith(FLOATS) else floats
         else:
-            types[name] = "fp32" if name in ("center", "normalizer") else "i32"
+            types[name] = "fp32" if name in NUMBERS else "i32"
         if types[name].startswith("*") or name in ("H", "W") or (name.startswith("stride") and name not in constants):
             hints[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, types, constexprs=constants, attrs=hints)

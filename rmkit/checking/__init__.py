@@ -1,0 +1,1 @@
+"""What the readers of a saved model give, beside what rmkit gave."""

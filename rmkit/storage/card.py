@@ -1,0 +1,120 @@
+"""FINAL/README.md: the model card, as the hub shows it."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import rmkit
+from rmkit.config import DEMO, TrainConfig, to_dict
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("rmkit.storage", "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+VLLM = {"gemma3_text": """ --convert classify --hf-overrides '{"architectures": ["Gemma3ForCausalLM"]}'"""}
+"""What vLLM needs besides, by model type: it finds no classifier of that name, and makes one of the language model"""
+
+
+NOT_OF_THE_MODEL = {("exp_name", ""), ("cache_dir", ""), ("resume", ""), ("overwrite", ""), ("lora", "keep")}
+"""Flags that do not change what is learned: the same model has the same card, whatever its run is called"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card tells of a training."""
+
+    config: TrainConfig
+    pairs: int
+    """Trained on"""
+    held_out_pairs: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Of both, by reason"""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Of the last evaluation"""
+
+
+def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length: int) -> str:
+    """The card as Markdown. `row` is the label that is the reward, None where it is a sum of several; the weights are
+    `dtype`."""
+    config = card.config
+    base = _public(config.model.name)
+    metadata: dict[str, Any] = {"pipeline_tag": "text-classification", "library_name": "transformers"}
+    if _on_hub(config.model.name):
+        metadata["base_model"] = base
+    if sets := [each for each in config.data.train if _on_hub(each)]:
+        metadata["datasets"] = sets
+    metadata["tags"] = ["reward-model", "rmkit"]
+    accuracy = card.metrics.get("rewards_eval/accuracies")
+    low, high = (None, None) if accuracy is None else interval(accuracy, card.held_out_pairs)
+    return _ENVIRONMENT.get_template("card.md.jinja").render(
+        metadata="\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items()),  # JSON is YAML
+        base="scratch, as rmkit's demo" if config.model.name == DEMO else _plain(base),
+        version=rmkit.__version__,
+        pairs=card.pairs,
+        held_out_pairs=card.held_out_pairs,
+        train=_plain(", ".join(map(_public, config.data.train)) or "memory"),
+        test=_plain(", ".join(map(_public, config.data.test)) or "memory"),
+        dropped=[(_plain(why), count) for why, count in card.dropped.items()],
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        loss=card.metrics.get("loss/eval"),
+        flags=_plain(" ".join(flags(config)) or "(all by default)"),
+        max_length=max_length,
+        model_type=model_type,
+        dtype=dtype,
+        row=row,
+        vllm_flags=VLLM.get(model_type, ""),
+    )
+
+
+def flags(config: TrainConfig) -> list[str]:
+    """The flags that differ from their defaults, without those that say what is kept and where."""
+    usual, given = to_dict(TrainConfig()), to_dict(config)
+    found = []
+    for part, value in given.items():
+        held = value if isinstance(value, dict) else {"": value}
+        before = usual[part] if isinstance(value, dict) else {"": usual[part]}
+        for key, each in held.items():
+            if each != before[key] and (part, key) not in NOT_OF_THE_MODEL:
+                name = f"--{part}.{key}".rstrip(".").replace("_", "-")
+                if isinstance(each, bool):  # the other way round, as tyro spells it
+                    found.append(name if each else f"--{part}.no-{key}".replace("_", "-"))
+                else:
+                    shown = each if isinstance(each, list | tuple) else [each]
+                    found.append(" ".join([name, *(_public(str(one)) for one in shown)]))
+    return found
+
+
+def interval(accuracy: float, pairs: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of so many pairs."""
+    z = 1.959964
+    middle = (accuracy + z * z / (2 * pairs)) / (1 + z * z / pairs)
+    half = z / (1 + z * z / pairs) * math.sqrt(accuracy * (1 - accuracy) / pairs + (z / (2 * pairs)) ** 2)
+    return middle - half, middle + half
+
+
+def _on_hub(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _public(name: str) -> str:
+    """A name as others may see it: of a path on this machine the last parts alone."""
+    path = Path(name)
+    if not (path.is_absolute() or path.exists()):
+        return name
+    return "/".join(path.parts[-2:]) if path.name == "FINAL" else path.name
+
+
+def _plain(value: str) -> str:
+    """On one line of a table, without what would end it."""
+    return " ".join(value.split()).replace("|", "/")

@@ -1,0 +1,107 @@
+"""The model card: true to the run, silent about this machine."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from rmkit.config import BatchConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from rmkit.evaluation.statistics import wilson
+from rmkit.storage.card import Card, flags, interval, text
+from support.saved import CONFIG, TOKENIZER, small, write_model
+
+RUN = TrainConfig(
+    exp_name="my-rm",
+    cache_dir="/home/someone/runs",
+    model=ModelConfig(name="/home/someone/models/base", gradient_checkpointing=True),
+    data=DataConfig(train=("owner/pairs", "/home/someone/a|b.jsonl"), test=("owner/pairs:test",), shuffle=False),
+    batch=BatchConfig(pairs=32),
+    optim=OptimConfig(lr=1e-5),
+)
+CARD = Card(
+    config=RUN,
+    pairs=1234,
+    held_out_pairs=100,
+    dropped={"over-long (more than 77 tokens)": 5},
+    metrics={"rewards_eval/accuracies": 0.75, "loss/eval": 0.5},
+)
+
+
+def made(card=CARD, **more):
+    return text(card, **{"model_type": "llama", "dtype": "float32", "row": 0, "max_length": 77, **more})
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_it_tells_of_data_result_and_flags():
+    card = made()
+    held = front_matter(card)
+    assert held["pipeline_tag"] == "text-classification"
+    assert held["datasets"] == ["owner/pairs"]
+    assert "base_model" not in held, "a folder of this machine is no model of the hub"
+    assert "| trained on | 1,234 | owner/pairs, a/b.jsonl |" in card
+    assert "| held out | 100 | owner/pairs:test |" in card
+    assert "| dropped | 5 | over-long (more than 77 tokens) |" in card
+    assert "Held-out accuracy 0.7500 (95 % interval 0.657 to 0.825), loss 0.5000." in card
+    assert "/home" not in card
+    assert "# Reward model from base\n" in card
+    assert "my-rm" not in card, "the same model has the same card, whatever its run is called"
+    assert card.count("\n\n\n") == 0
+
+
+def test_flags_are_those_that_were_given():
+    assert flags(RUN) == [
+        "--model.name base",
+        "--model.gradient-checkpointing",
+        "--data.train owner/pairs a|b.jsonl",
+        "--data.test owner/pairs:test",
+        "--data.no-shuffle",
+        "--batch.pairs 32",
+        "--optim.lr 1e-05",
+    ]
+    assert flags(TrainConfig()) == []
+
+
+def test_a_hub_model_is_named_and_a_run_without_held_out_pairs_says_so():
+    config = replace(RUN, model=ModelConfig(name="owner/base"))
+    card = made(Card(config=config, pairs=3))
+    assert front_matter(card)["base_model"] == "owner/base"
+    assert "No held-out pairs were given" in card
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"model_type": "gemma3_text"}, '--hf-overrides \'{"architectures": ["Gemma3ForCausalLM"]}\''),
+        ({"model_type": "gemma2"}, 'attn_implementation="eager"'),
+        ({"model_type": "qwen3"}, "38768"),
+        ({"model_type": "mistral"}, "has no classifier of this family"),
+        ({"row": 1}, "logits[0, 1]"),
+        ({"row": None}, "weighted sum"),
+        ({"dtype": "float32"}, "it computes in float16"),
+    ],
+)
+def test_what_a_reader_has_to_know_stands_where_it_matters(more, words):
+    assert words in made(**more)
+    usual = {"model_type": "llama", "dtype": "bfloat16", "row": 0}
+    assert words not in made(**usual)
+
+
+@pytest.mark.parametrize(("accuracy", "pairs"), [(0.75, 100), (1.0, 7), (0.0, 3), (0.5, 10_000)])
+def test_the_interval_is_that_of_evaluate(accuracy, pairs):
+    assert interval(accuracy, pairs) == pytest.approx(wilson(round(accuracy * pairs), pairs), abs=1e-6)
+
+
+def test_the_python_of_the_card_runs_as_it_stands(tmp_path, monkeypatch):
+    config = replace(CONFIG, exp_name="FINAL")
+    write_model(small(), TOKENIZER, config, 77, tmp_path / "FINAL", Card(config=config, pairs=3))
+    card = (tmp_path / "FINAL" / "README.md").read_text()
+    block = "\n".join(line[2:] for line in card.split("```python\n")[1].split("  ```")[0].splitlines())
+    monkeypatch.chdir(tmp_path)
+    held: dict = {}
+    exec(block, held)
+    assert isinstance(held["score"], float)
+    assert json.loads((tmp_path / "FINAL" / "rmkit.json").read_text())["max_length"] == 77
