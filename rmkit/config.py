@@ -8,7 +8,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from rmkit.errors import UserError
 
@@ -288,8 +288,8 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
     only: bool = False
-    """Print what the training would take (pairs, tokens, steps, memory, FLOPs, time) and what would make it fit, and
-    stop before weights are read: the model's configuration and tokenizer are enough."""
+    """Print what the training takes (pairs, tokens, steps, memory, FLOPs, time) and with what it fits.
+    It stops before weights are read: the model's configuration and tokenizer are enough."""
     gpus: int | None = None
     """Plan for so many GPUs; by default the devices of this run."""
     memory: float | None = None
@@ -394,42 +394,3 @@ def _called(model: Path) -> str:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain JSON values, nested as the flags are."""
     return dataclasses.asdict(config)
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The configuration that `to_dict` wrote; an unknown or wrong key is a ValueError naming it."""
-    return _built(TrainConfig, values, "")
-
-
-def _built(kind: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(f"config.json: {prefix.rstrip('.') or 'the file'} is {values!r}, not an object")
-    known = {field.name: field.type for field in dataclasses.fields(kind)}
-    given = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"config.json: unknown key {prefix + key!r}; it was written by another version")
-        if prefix + key == "model.gradient_checkpointing" and isinstance(value, bool):
-            value = "on" if value else "off"  # it was a switch once
-        _check_choices(known[key], value, prefix + key)
-        if dataclasses.is_dataclass(known[key]):
-            value = _built(known[key], value, f"{prefix}{key}.")
-        given[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise ValueError(f"config.json: a value under {prefix or 'the top'} has the wrong type ({error})") from error
-
-
-def _check_choices(kind: Any, value: Any, name: str) -> None:
-    """ValueError where `kind` is a Literal, or a tuple of one, and `value` is none of its choices."""
-    many = get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal
-    one = get_args(kind)[0] if many else kind
-    if get_origin(one) is not Literal:
-        return
-    if many and not isinstance(value, list | tuple):
-        raise ValueError(f"config.json: {name} is {value!r}; it is a list of {', '.join(get_args(one))}")
-    for each in value if many else [value]:
-        if each not in get_args(one):
-            where = f"{name} holds" if many else f"{name} is"
-            raise ValueError(f"config.json: {where} {each!r}; it can be {', '.join(get_args(one))}")

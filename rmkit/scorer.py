@@ -24,9 +24,10 @@ from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.distributed.sharding import placed
 from rmkit.errors import UserError, flag
 from rmkit.model.adapter import tokenizer_of
-from rmkit.model.pretrained import PAD_AT_END, build_model, check_length, load_config, pad_at_end, saved_head
+from rmkit.model.folder import saved_head
+from rmkit.model.pretrained import PAD_AT_END, build_model, check_length, load_config, pad_at_end
 from rmkit.model.reward_model import RewardModel
-from rmkit.storage.export import verify
+from rmkit.storage.self_check import verify
 
 BUDGET = {"cpu": 4096, "cuda": 16384}
 """Most tokens of one forward pass, by default."""

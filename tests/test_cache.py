@@ -4,7 +4,7 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from rmkit.data import cache
+from rmkit.data import cache, reading
 from rmkit.data.cache import Source, build, features
 from support.true_rows import call, true_rows
 
@@ -55,7 +55,7 @@ def test_nothing_left_is_an_empty_dataset():
 def test_another_version_of_the_code_reads_anew(monkeypatch):
     rows = Dataset.from_list(ROWS)
     build(Source(shown="x"), rows)
-    monkeypatch.setattr(cache, "preferences", lambda row, form: [])
+    monkeypatch.setattr(reading, "preferences", lambda row, form: [])
     assert len(build(Source(shown="x"), rows)[0]) == 2
     monkeypatch.setattr(cache, "_code", lambda: "another")
     assert len(build(Source(shown="x"), rows)[0]) == 0
@@ -65,7 +65,7 @@ def test_a_full_disk_is_a_sentence(monkeypatch):
     def full(row, form):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "preferences", full)
+    monkeypatch.setattr(reading, "preferences", full)
     with pytest.raises(ValueError, match=r"^x: .*No space left on device"):
         build(Source(shown="x"), Dataset.from_list(ROWS))
 
@@ -74,7 +74,7 @@ def test_a_failure_that_is_not_ours_keeps_its_traceback(monkeypatch):
     def broken(row, form):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cache, "preferences", broken)
+    monkeypatch.setattr(reading, "preferences", broken)
     with pytest.raises(datasets.exceptions.DatasetGenerationError) as caught:
         build(Source(shown="x"), Dataset.from_list(ROWS))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

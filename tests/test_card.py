@@ -14,7 +14,7 @@ from support.saved import CONFIG, TOKENIZER, small, write_model
 RUN = TrainConfig(
     exp_name="my-rm",
     cache_dir="/home/someone/runs",
-    model=ModelConfig(name="/home/someone/models/base", gradient_checkpointing=True),
+    model=ModelConfig(name="/home/someone/models/base", gradient_checkpointing="on"),
     data=DataConfig(train=("owner/pairs", "/home/someone/a|b.jsonl"), test=("owner/pairs:test",), shuffle=False),
     batch=BatchConfig(pairs=32),
     optim=OptimConfig(lr=1e-5),
@@ -55,7 +55,7 @@ def test_it_tells_of_data_result_and_flags():
 def test_flags_are_those_that_were_given():
     assert flags(RUN) == [
         "--model.name base",
-        "--model.gradient-checkpointing",
+        "--model.gradient-checkpointing on",
         "--data.train owner/pairs a|b.jsonl",
         "--data.test owner/pairs:test",
         "--data.no-shuffle",

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
-from rmkit.config import SaveConfig, TrainConfig, from_dict
+from rmkit.config import SaveConfig, TrainConfig
+from rmkit.config_json import from_dict
 from rmkit.errors import AgreedError
 from rmkit.model.pretrained import build_model, load_config
 from rmkit.storage import export, training_state

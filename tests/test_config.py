@@ -17,9 +17,9 @@ from rmkit.config import (
     ParallelConfig,
     SaveConfig,
     TrainConfig,
-    from_dict,
     to_dict,
 )
+from rmkit.config_json import from_dict
 
 OTHER = TrainConfig(
     exp_name="x",

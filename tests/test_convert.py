@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from rmkit import convert
 from rmkit.errors import UserError
-from rmkit.model.pretrained import load_config, saved_head
+from rmkit.model.folder import saved_head
+from rmkit.model.pretrained import load_config
 from rmkit.scorer import load_scorer
 from support.oracle import tiny_classifier
 from support.saved import TOKENIZER

@@ -16,7 +16,7 @@ from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.errors import AgreedError
 from rmkit.storage import export
 from rmkit.storage.checkpoint import Progress, newest_whole
-from rmkit.storage.export import score_texts, verify
+from rmkit.storage.self_check import SELF_CHECK, score_texts, verify
 from rmkit.training.optim import adamw
 from support.oracle import FAMILIES, reward_model, rewards_of
 from support.saved import CONFIG, TEXTS, TOKENIZER, save, small, written
@@ -159,7 +159,7 @@ def test_the_dtype_of_the_weights(asked, computed_in_bf16, dtype, tmp_path):
 def test_the_self_check_knows_what_a_reader_may_do_wrong(tmp_path):
     model = small(head=2)
     check = read(written(tmp_path / "x", model, binary_head="keep") / "rmkit.json")["self_check"]
-    assert check["messages"] == list(export.SELF_CHECK)
+    assert check["messages"] == list(SELF_CHECK)
     assert check["ids"] == encode(TOKENIZER, check["texts"])
     assert check["scores"] == [row[1] for row in check["by_label"]]
     doubled = [TOKENIZER.bos_token + text for text in check["texts"]]
@@ -172,7 +172,7 @@ def test_no_reader_adds_a_token_to_rendered_text(shape, tmp_path):
     base = write_base(tmp_path / "base", shape)
     published = AutoTokenizer.from_pretrained(base)
     tokenizer = load_tokenizer(str(base), lambda text: None)
-    texts = [render(tokenizer, messages) for messages in export.SELF_CHECK]
+    texts = [render(tokenizer, messages) for messages in SELF_CHECK]
     wanted = encode(published, texts)
     assert encode(tokenizer, texts) == wanted, "the ids of a training are those of the published tokenizer"
     if shape in ("llama3", "gemma", "mistral"):
@@ -182,7 +182,7 @@ def test_no_reader_adds_a_token_to_rendered_text(shape, tmp_path):
     for reader in (AutoTokenizer, PreTrainedTokenizerFast):
         again = reader.from_pretrained(folder)
         assert again(texts)["input_ids"] == again(texts, add_special_tokens=False)["input_ids"] == wanted
-        assert [render(again, messages) for messages in export.SELF_CHECK] == texts
+        assert [render(again, messages) for messages in SELF_CHECK] == texts
         assert set(again.all_special_tokens) >= set(tokenizer.all_special_tokens)
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode(texts[0]).ids == wanted[0]
 
@@ -249,7 +249,7 @@ def test_a_tokenizer_with_several_templates_is_saved(tmp_path):
     model = small()
     folder = save(tmp_path, Progress(step=1), model, tokenizer, adamw(model, CONFIG.optim))
     again = AutoTokenizer.from_pretrained(folder)
-    assert [render(again, m) for m in export.SELF_CHECK] == [render(TOKENIZER, m) for m in export.SELF_CHECK]
+    assert [render(again, m) for m in SELF_CHECK] == [render(TOKENIZER, m) for m in SELF_CHECK]
     assert verify(model, again, folder)
     assert newest_whole(tmp_path, pytest.fail)[0] == folder
 
@@ -258,7 +258,7 @@ def test_self_check_holds_in_every_layout_and_precision(tmp_path):
     model = small()
     folder = written(tmp_path / "x", model)
     check = read(folder / "rmkit.json")["self_check"]
-    assert check["texts"] == [render(TOKENIZER, messages) for messages in export.SELF_CHECK]
+    assert check["texts"] == [render(TOKENIZER, messages) for messages in SELF_CHECK]
     assert len(set(check["scores"])) == 3
     for layout in ("trie", "packed", "padded"):
         other = reward_model(model.classifier, layout, bf16=True)

@@ -45,7 +45,7 @@ def test_gzip_by_content(tmp_path, partial, name):
     assert [part.name for part in partial.iterdir()] == ["input"]
 
 
-@pytest.mark.parametrize("raw", [RAW, gzip.compress(RAW), json.dumps(ROWS).encode()])
+@pytest.mark.parametrize("raw", [RAW, gzip.compress(RAW, mtime=0), json.dumps(ROWS).encode()])
 def test_standard_input(partial, monkeypatch, raw):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(raw))))
     assert read("-", partial) == ROWS

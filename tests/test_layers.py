@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"errors", "config", "terminal", "runtime", "rmkit_kernels"},
+    {"errors", "config", "config_json", "terminal", "runtime", "rmkit_kernels"},
     {"data"},
     {"batch"},
     {"model"},

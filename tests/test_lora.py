@@ -18,7 +18,8 @@ from rmkit import evaluate, label, load_scorer
 from rmkit.batch.trie import pack
 from rmkit.config import LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from rmkit.model import adapter, lora
-from rmkit.model.pretrained import build_model, implementation, load_config, saved_head
+from rmkit.model.folder import saved_head
+from rmkit.model.pretrained import build_model, implementation, load_config
 from rmkit.train import main
 from rmkit.training.optim import adamw
 from support import ranks
@@ -469,7 +470,7 @@ BAD_FLAGS = {
 @pytest.mark.parametrize("name", BAD_FLAGS)
 def test_bad_flag_is_a_sentence_before_the_weights_are_read(world, tmp_path, capsys, monkeypatch, name):
     given, words = BAD_FLAGS[name]
-    monkeypatch.setattr("rmkit.train.build_model", None)
+    monkeypatch.setattr("rmkit.training.run.build_model", None)
     told = refusal(capsys, flags(world, tmp_path, *given))
     assert words.format(lm=world / "lm").replace(" ", "") in told
 

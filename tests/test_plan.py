@@ -100,10 +100,10 @@ def test_offers_fit_and_are_the_cheapest_first(shape):
     found = planned(shape, 80.0)
     offers = list(found.offers())
     assert offers
-    costs = ["gradient-checkpointing", "max-tokens", "states", "weights", "lora", "GPUs", "offload"]
+    costs = ["gradient-checkpointing", "max-tokens", "states", "weights", "lora", "with", "offload"]
     dearest = [max(i for flag in o.flags for i, word in enumerate(costs) if word in flag[0]) for o in offers]
     assert dearest == sorted(dearest)
-    assert offers[0].shown.split()[::2] == ["--model.gradient-checkpointing", "--optim.states", "--model.weights"]
+    assert offers[0].shown.split()[::2] == ["--model.gradient-checkpointing", "--batch.max-tokens", "--optim.states"]
     for offer in offers:
         assert memory(shape, offer.way, offer.load).peak / GIB * 1.05 + 1 <= 80
     kinds = [{flag[0] for flag in o.flags} for o in offers]
@@ -155,7 +155,7 @@ def test_the_command_needs_no_weights_and_leaves_nothing(tmp_path, monkeypatch):
     for part in ("7,504,928,768 parameters", "40 in 3 steps of 16", "55.9 GiB, fp32", "1 x H100 SXM, 80.0 GiB each"):
         assert part in said
     assert "it does not fit" in said
-    assert "--optim.states 8bit --model.weights bf16" in said
+    assert "--optim.states 8bit" in said
     assert not (tmp_path / "runs").exists()
     status, said = run(*given, monkeypatch=monkeypatch)
     assert status == 0
@@ -179,7 +179,7 @@ def test_wrong_flags(given, sentence):
 
 def test_a_folder_without_a_configuration(tmp_path, capsys):
     assert train.main(["--plan.only", "--model.name", str(tmp_path)]) == 2
-    assert "no model configuration was found" in " ".join(capsys.readouterr().err.split())
+    assert "no model configuration was found" in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
 
 
 def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys):
@@ -188,6 +188,6 @@ def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(train, "train_step", full)
     assert train.main(["--cache-dir", str(tmp_path), "--data.train", "demo", "--data.workers", "1"]) == 2
-    told = " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
     assert "the memory of the GPU is full" in told
     assert "Traceback" not in told

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rmkit.config import LoraConfig, ModelConfig, ParallelConfig, TrainConfig
 from rmkit.model import quantised
 from rmkit.model.pretrained import build_model, load_config
-from rmkit.storage.export import verify
+from rmkit.storage.self_check import verify
 from support.oracle import TINY, tiny_classifier
 from support.saved import TOKENIZER, small, written
 

@@ -95,26 +95,6 @@ def test_a_full_pass_grows_to_the_largest_group_and_no_further(folder, monkeypat
     assert sorted(seen, reverse=True) == passes
 
 
-def test_whole_messages_and_tools_reach_the_template(folder):
-    loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
-    plain = loaded.tokenizer.chat_template
-    loaded.tokenizer.chat_template = (
-        "{{ tools[0].function.name if tools else '' }}{% for m in messages %}"
-        "{{ m.tool_calls[0].function.arguments.city if m.tool_calls else m.content }}{% endfor %}"
-    )
-    turns = [{"role": "user", "content": "q"}, call("Ulm")]
-    bare, other = loaded.score([turns, [turns[0], call("Aalen")]])
-    assert bare != other
-    with_tools = loaded.score(turns, tools=[TOOL])
-    assert with_tools != bare
-    margin = loaded.compare("q", [call("Ulm")], [call("Aalen")], tools=[TOOL]).margin
-    assert margin == pytest.approx(with_tools - loaded.score([turns[0], call("Aalen")], tools=[TOOL]), abs=1e-5)
-    loaded.tokenizer.chat_template = plain
-    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    with pytest.warns(UserWarning, match="conversation 0: the chat template leaves out tools"):
-        assert loaded.score(said, tools=[TOOL]) == loaded.score(said)
-
-
 @pytest.fixture(scope="module")
 def pad_ends(folder, tmp_path_factory):
     """Someone else's classifier whose pad token ends every conversation."""
@@ -155,3 +135,23 @@ def test_elsewhere_the_flag_changes_nothing(folder):
     early = load_scorer(str(folder), device=CPU, end_token="before-pad", say=said.append).score_tokens(given, group)
     assert usual.tobytes() == early.tobytes()
     assert not any("pad token" in line for line in said)
+
+
+def test_whole_messages_and_tools_reach_the_template(folder):
+    loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
+    plain = loaded.tokenizer.chat_template
+    loaded.tokenizer.chat_template = (
+        "{{ tools[0].function.name if tools else '' }}{% for m in messages %}"
+        "{{ m.tool_calls[0].function.arguments.city if m.tool_calls else m.content }}{% endfor %}"
+    )
+    turns = [{"role": "user", "content": "q"}, call("Ulm")]
+    bare, other = loaded.score([turns, [turns[0], call("Aalen")]])
+    assert bare != other
+    with_tools = loaded.score(turns, tools=[TOOL])
+    assert with_tools != bare
+    margin = loaded.compare("q", [call("Ulm")], [call("Aalen")], tools=[TOOL]).margin
+    assert margin == pytest.approx(with_tools - loaded.score([turns[0], call("Aalen")], tools=[TOOL]), abs=1e-5)
+    loaded.tokenizer.chat_template = plain
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.warns(UserWarning, match="conversation 0: the chat template leaves out tools"):
+        assert loaded.score(said, tools=[TOOL]) == loaded.score(said)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from campaigns.invariance import LIMITS, compared
 from rmkit import terminal
-from rmkit.config import from_dict
+from rmkit.config_json import from_dict
 from rmkit.data import demo
 from rmkit.storage import checkpoint, export
 from rmkit.train import main

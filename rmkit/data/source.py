@@ -19,11 +19,12 @@ import pyarrow
 from datasets import Dataset, DatasetDict
 
 from rmkit.data.benchmarks import BENCHMARKS
-from rmkit.data.cache import AS_JSON, BAD, DEMO, Source, build
+from rmkit.data.cache import build
 from rmkit.data.counts import Counts
 from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.hub import settle as hub_settled
 from rmkit.data.named import NAMED
+from rmkit.data.reading import AS_JSON, BAD, DEMO, Source
 from rmkit.errors import UserError, plain
 
 Split = Literal["train", "test"]

@@ -81,7 +81,8 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """What can be known before anything is loaded: ValueError where the run would fail in the end."""
-        from rmkit.model.pretrained import load_config, saved_head  # flags are read without torch
+        from rmkit.model.folder import saved_head  # flags are read without torch
+        from rmkit.model.pretrained import load_config
 
         self._check_places()
         if self.against is not None:

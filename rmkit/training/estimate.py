@@ -8,6 +8,7 @@ Letters: T tokens of a microbatch, K its keys as attention gathers them, L segme
 the width of all queries and of all keys, I the width of the MLP. Counts of bytes are per token where they say so.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -67,6 +68,8 @@ class Shape:
 
 def shape_of(architecture: PretrainedConfig) -> Shape:
     """The shape of a model, read off its layers without their weights."""
+    architecture = copy.deepcopy(architecture)
+    architecture.num_labels = 1  # a head of more rows is as small
     classifier: PreTrainedModel = lora.skeleton(architecture)
     layer = getattr(classifier, classifier.base_model_prefix).layers[0]
     heads = architecture.num_attention_heads
@@ -117,6 +120,11 @@ class Way:
     def product(self) -> int:
         """Bytes of a number in a matrix product"""
         return 2 if self.bf16 else 4
+
+    @property
+    def stream(self) -> int:
+        """Bytes of a number in the residual stream: float32 but beside trained bf16 weights under bf16 arithmetic"""
+        return 2 if self.bf16 and self.wide == 2 and not self.rank else 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,14 +238,14 @@ class _Moment:
 
 def _kept(shape: Shape, way: Way, load: Load) -> _Kept:
     T, H, Q, KV, I = load.tokens, shape.hidden, shape.queries, shape.keys, shape.mlp
-    c, full = way.product, not way.rank
-    # A norm keeps its input in float32 (that of the first two is the residual stream itself), one number a token, and,
-    # for the gradient of its weight, what that multiplies.
-    norm = 4 * H + 4 + (4 * H if full else 0)
+    c, r, full = way.product, way.stream, not way.rank
+    # A norm keeps its input in float32 (a float32 residual stream is that itself), one number a token, and, for the
+    # gradient of its weight, what that multiplies.
+    norm = 4 * H + 4 + (r * H if full else 0)
     attention, mlp = norm * shape.norms // 2, norm * shape.norms // 2
     if full:
         # A trained matrix keeps what it reads. Autocast rounds that for each of them anew; otherwise they share it.
-        before_attention, before_mlp = shape.readers if c < 4 else (1, 1)
+        before_attention, before_mlp = shape.readers if c < r else (1, 1)
         attention += c * H * before_attention
         mlp += c * H * before_mlp + c * I
     for name, size in _targets(shape, way).items():
@@ -256,21 +264,24 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     """The moments that can be the peak, in the order in which they come."""
     T, H, Q, KV, I = load.tokens, shape.hidden, shape.queries, shape.keys, shape.mlp
     c, wide, full, kept = way.product, way.wide, not way.rank, _kept(shape, way, load)
-    residual = 4 * H * T  # float32 whatever the weights are, and so is its gradient
-    positions = 2 * 4 * (Q // shape.heads) * T  # cosines and sines
+    r = way.stream
+    residual = r * H * T  # and as much for its gradient
+    positions = 2 * r * (Q // shape.heads) * T  # cosines and sines
     # The layer before the last is the first whose backward pass runs on all tokens; those below it keep all, or their
     # inputs. Recomputed, it keeps all again.
     below = positions + (shape.layers - 2) * (residual if way.recompute else kept.all)
     unfinished, whole = below + (residual if way.recompute else kept.all), below + kept.all
+    if way.recompute and r < 4:
+        whole += residual  # its input, beside the float32 copy that its norm keeps
     # The last layer keeps its input, norm, and what its projections read of all tokens; all else is of E rows.
-    begun = residual + (residual if full else 0) + c * H * T * (shape.readers[0] if full and c < 4 else 1)
+    begun = 4 * H * T + residual * (full + (r < 4)) + c * H * T * (shape.readers[0] if full and c < r else 1)
     begun_copies = kept.copies and c * H * (Q + 2 * KV)
     rows = load.ends if load.ends < T else 0  # padded runs it whole, and has no segments
     last = begun + kept.copies + 2 * c * KV * (load.end_keys if rows else T)
-    # Rotating queries: them (4 bytes wide once normed), times cosines, with halves exchanged, times sines, while keys,
-    # values and the projections' input wait.
-    normed = 4 if shape.head_norms else c
-    rotated = ((normed + 12) * Q + (normed + c) * KV + (4 + c) * H) * T
+    # Rotating queries: them (as wide as the stream once normed), times cosines, with halves exchanged, times sines,
+    # while keys, values and the projections' input wait.
+    normed = r if shape.head_norms else c
+    rotated = ((normed + 3 * r) * Q + (normed + c) * KV + (4 + c if c < r else 0) * H) * T
     rotated += (4 + c) * (Q + KV) * T if shape.head_norms else 0
     # A matrix's gradient comes in the dtype of the product, and is then made that of the weight.
     new = shape.largest * (c + (wide if wide != c and not way.sharded else 0)) if full else 0
@@ -292,7 +303,7 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
         _Moment("the embedding", root, positions + widened + residual),
         _Moment("forward, the last layer", layers, unfinished + begun + begun_copies + rotated),
         _Moment("backward, the last layer", layers, unfinished + last + max(new, scratch(rows, rows))),
-        _Moment("backward, MLP", layers + leaving, whole + residual + c * (H + I) * T + new_down),
+        _Moment("backward, MLP", layers + leaving, whole + residual + (c * H * (c < r) + c * I) * T + new_down),
         _Moment(
             "backward, MLP",
             layers + leaving + (new_down if way.sharded else 0),

@@ -16,9 +16,10 @@ from rmkit.distributed.collectives import ranks
 from rmkit.errors import UserError
 from rmkit.model import lora, quantised
 from rmkit.model.adapter import tokenizer_of
+from rmkit.model.folder import saved_head
 from rmkit.model.head import Head, fresh_head
 from rmkit.model.loss import loss_of
-from rmkit.model.pretrained import PAD_AT_END, check_length, load_config, pad_at_end, saved_head
+from rmkit.model.pretrained import PAD_AT_END, check_length, load_config, pad_at_end
 
 DEFAULT_LENGTH = 2048
 """Tokens of the longest conversation where --data.max-length is not given and the model's context is longer."""

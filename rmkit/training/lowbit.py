@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rmkit_kernels import adamw_lowbit, scale_like
 
@@ -87,11 +86,15 @@ def _local(tensor: Tensor | None) -> Tensor | None:
 
 
 def _offset(parameter: Tensor) -> int:
-    """Place of the first element of this rank's shard in the whole parameter."""
+    """Place of the first element of this rank's shard in the whole parameter: FSDP2 cuts rows as torch.chunk does."""
     if not isinstance(parameter, DTensor):
         return 0
-    _, starts = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return starts[0] * math.prod(parameter.shape[1:])
+    rows, row = parameter.shape[0], math.prod(parameter.shape[1:])
+    (axis,) = [i for i, placement in enumerate(parameter.placements) if placement.is_shard(0)]
+    chunk = -(-rows // parameter.device_mesh.size(axis))
+    first = min(rows, chunk * parameter.device_mesh.get_local_rank(axis))
+    assert parameter.to_local().shape[0] == min(chunk, rows - first)
+    return first * row
 
 
 def _keys(seed: int, step: int, name: str) -> tuple[int, int]:

@@ -108,7 +108,7 @@ class Plan:
         return memory(self.shape, self.way, replace(Load.of_nothing(), tokens=1, microbatches=2)).gradients
 
     def offers(self, below: float | None = None) -> Iterator[Offer]:
-        """Other flags that fit, the cheapest first; none that are others with a flag more.
+        """Other flags that fit, the cheapest first; none that are others with flags more or less.
 
         The order is: what costs time alone (recomputation, smaller microbatches), what rounds more, what trains less,
         more GPUs, what waits for the CPU. `below`: bytes that they have to stay under besides.
@@ -117,7 +117,9 @@ class Plan:
         for offer in self._changes():
             kinds = {flag[0] for flag in offer.flags}
             small = below is None or offer.memory.peak <= below
-            if kinds and small and _fits(offer.memory, self.devices) and not any(other <= kinds for other in seen):
+            if not (kinds and small and _fits(offer.memory, self.devices)):
+                continue
+            if not any(other <= kinds or kinds <= other for other in seen):
                 seen.append(kinds)
                 yield offer
 
@@ -128,7 +130,7 @@ class Plan:
         offload, gpus, lora, weights, states, budgets, again = lists
         if not way.offload:
             offload.append((("--parallel.cpu-offload",), {"offload": True, "sharded": True}))
-        gpus += [((f"with {n * k} GPUs",), {"shards": way.shards * k, "sharded": True}) for k in (2, 4, 8)]
+        gpus += [(("with", f"{n * k} GPUs"), {"shards": way.shards * k, "sharded": True}) for k in (2, 4, 8)]
         if not way.rank and self.config.model.name != DEMO:
             frozen = {"weights": "bf16"} if self.stored_bf16 and self.config.model.weights == "auto" else {}
             lora.append((("--lora.rank", str(LORA_RANK)), {"rank": LORA_RANK, **frozen}))
@@ -239,7 +241,7 @@ def _scaled(load: Load, share: float) -> Load:
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / GIB:.2g} GiB"
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 @contextlib.contextmanager

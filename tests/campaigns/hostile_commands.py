@@ -118,7 +118,7 @@ def _light() -> Iterator[None]:
     """Without a model: train ends where it would be built, the others score by length."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(demo, TRAIN_PROMPTS=8, TEST_PROMPTS=4))
-        stack.enter_context(mock.patch.object(train, "build_model", side_effect=fence.Reached))
+        stack.enter_context(mock.patch("rmkit.training.run.build_model", side_effect=fence.Reached))
         for program in (label, evaluate):
             stack.enter_context(mock.patch.object(program, "load_scorer", return_value=fence.Scorer()))
             stack.enter_context(mock.patch.object(program.demo_model, "prepare"))

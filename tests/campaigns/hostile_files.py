@@ -23,7 +23,7 @@ from campaigns import fence
 from campaigns.mutations import PAIRS, SAMPLES, SHAPES, as_json, name, rows_of, spoiled_bytes, spoiled_json
 from rmkit import evaluate, label, train
 from rmkit.config import DataConfig, TrainConfig
-from rmkit.data import cache, source
+from rmkit.data import reading, source
 from rmkit.evaluation.config import EvaluateConfig
 from rmkit.labelling.config import LabelConfig
 from rmkit.training.inputs import Memory
@@ -82,7 +82,7 @@ def _through(program: str, rng: random.Random, given: str, needle: str, accelera
         columns = rng.choice(COLUMNS) if rng.random() < 0.1 else ()
         data = DataConfig(train=(given,), overlong=rng.choice(("drop", "keep-end", "error")), columns=columns)
         config = TrainConfig(data=data)
-        with mock.patch.object(train, "build_model", side_effect=fence.Reached):
+        with mock.patch("rmkit.training.run.build_model", side_effect=fence.Reached):
             work = fence.run(lambda console: _prepared(config.resolved(), accelerator, console))
             status, words = fence.told(work)
     else:
@@ -233,14 +233,14 @@ def _changing(rng: random.Random, path: Path) -> Any:
     """Sometimes the file changes once the first row has been read."""
     if rng.random() > 0.03 or not os.path.isfile(path):
         return mock.MagicMock()
-    real_rows, real_index = cache.read_rows, label.index
+    real_rows, real_index = reading.read_rows, label.index
 
     def change() -> None:
         raw = path.read_bytes()
         path.write_bytes(rng.choice((b"", raw[: len(raw) // 2], spoiled_bytes(rng, raw), raw[::-1])))
 
-    def read_rows(given: str, shown: str) -> Iterator[Any]:
-        for i, row in enumerate(real_rows(given, shown)):
+    def read_rows(given: str, shown: str, skip: bool = False) -> Iterator[Any]:
+        for i, row in enumerate(real_rows(given, shown, skip)):
             yield row
             if i == 0:
                 change()
@@ -249,7 +249,7 @@ def _changing(rng: random.Random, path: Path) -> Any:
         real_index(*given)
         change()
 
-    patched = mock.patch.multiple(cache, read_rows=read_rows), mock.patch.multiple(label, index=index)
+    patched = mock.patch.multiple(reading, read_rows=read_rows), mock.patch.multiple(label, index=index)
     return _both(*patched)
 
 

@@ -31,6 +31,7 @@ from rmkit import evaluate, label, train
 from rmkit.data import demo
 from rmkit.runtime import environment
 from rmkit.storage import export, replaced, run_folder
+from rmkit.training import run as starting
 from support.listing import listing
 from support.victim import save_lm, write_rows
 
@@ -174,7 +175,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a margin beyond float32": over(DATA, "a.jsonl", prepare=rows("a.jsonl", PAIR | {"margin": 1e300})),
     "a folder of the user's in the way": over(prepare=lambda work: (work / "runs/r/old-run").mkdir()),
-    "Ctrl-C while the model loads": over(accident=raising(train, "build_model", KeyboardInterrupt())),
+    "Ctrl-C while the model loads": over(accident=raising(starting, "build_model", KeyboardInterrupt())),
     "Ctrl-C twice in a step": over(accident=raising(train, "train_step", KeyboardInterrupt())),
     "Ctrl-C in the first step": over(accident=ctrl_c, kept=replaced.NAME),
     "Ctrl-C, then overwritten again, by mistake": over(

@@ -15,7 +15,8 @@ from rmkit.distributed.sharding import distribute
 from rmkit.errors import AgreedError
 from rmkit.storage import checkpoint, export, training_state
 from rmkit.storage.checkpoint import Progress, newest_whole
-from rmkit.storage.export import verify, write_model
+from rmkit.storage.export import write_model
+from rmkit.storage.self_check import verify
 from rmkit.training.optim import adamw
 from support.saved import CONFIG, TOKENIZER, save, small
 from support.state_of import full_state, trained

@@ -30,6 +30,7 @@ from rmkit.storage import export, training_state
 from rmkit.storage.checkpoint import Progress
 from rmkit.training.optim import adamw
 from rmkit.training.record import Meter
+from rmkit.training.run import Run
 from support.dry_cuda.models import GPU, LLAMA_3_8B, accelerator, batch, built, placed
 from support.dry_cuda.tally import Tally
 from support.oracle import FAMILIES, TINY, random_pairs
@@ -181,7 +182,7 @@ def waits() -> dict:
     FakeTensor.tolist = lambda values: reads.append(1) or [1.0] * len(values)  # nothing was computed
     with faked() as tally:
         model = built("llama", TINY, recomputed=True)
-        run = train.Run(
+        run = Run(
             config=TrainConfig(optim=OptimConfig(lr=1e-5, max_steps=1)),
             accelerator=accelerator(),
             model=model,
