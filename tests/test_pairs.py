@@ -483,3 +483,9 @@ def test_what_the_template_leaves_out_is_said_and_counted():
     tools = {"prompt": "a", "chosen": [call("b")], "rejected": [call("c")], "tools": [TOOL]}
     with pytest.raises(ValueError, match="no pair is left of 1"):
         of_rows(tools, template=DEFAULT_TEMPLATE.replace("message['content']", "(message['content'] or '')"))
+
+
+def test_a_tool_call_that_the_template_has_no_place_for_is_a_sentence():
+    rows = {"prompt": "a", "chosen": [call("b")], "rejected": [call("c")]}
+    with pytest.raises(ValueError, match=r"^file:0: the chat template refuses .*a tool call without content"):
+        of_rows(rows, template=DEFAULT_TEMPLATE)

@@ -140,7 +140,10 @@ def test_elsewhere_the_flag_changes_nothing(folder):
 def test_whole_messages_and_tools_reach_the_template(folder):
     loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
     plain = loaded.tokenizer.chat_template
-    loaded.tokenizer.chat_template = "{{ (tools or '') | string | length }}{{ messages | tojson }}"
+    loaded.tokenizer.chat_template = (
+        "{{ tools[0].function.name if tools else '' }}{% for m in messages %}"
+        "{{ m.tool_calls[0].function.arguments.city if m.tool_calls else m.content }}{% endfor %}"
+    )
     turns = [{"role": "user", "content": "q"}, call("Ulm")]
     bare, other = loaded.score([turns, [turns[0], call("Aalen")]])
     assert bare != other

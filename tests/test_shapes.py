@@ -137,6 +137,9 @@ def test_a_preference_between_one_and_two_is_a_probability():
             {"messages": [user("ask")]},
             "field 'messages': found a conversation that ends in the text 'user'",
         ),
+        ("HelpSteer2", {"response": ["a", "b"]}, r"field 'response\[0\]': found the text 'a'"),
+        ("HelpSteer2", {"helpfulness": [1]}, "field 'helpfulness': found a list with 1 entries"),
+        ("Nectar", {"answers": {"answer": ["x"], "rank": 5}}, "field 'answers': found an object|need a list"),
         ("Nectar", {"answers": [{"answer": "x", "rank": "1"}]}, r"field 'answers\[0\].rank': found the text '1'"),
     ],
 )

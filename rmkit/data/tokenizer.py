@@ -98,8 +98,11 @@ def render(
         more = {"tools": options.get("tools"), **(options.get("chat_template_kwargs") or {})}
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, **more)
-    except jinja2.TemplateError:
-        raise
+    except jinja2.TemplateError as error:
+        if all(message["content"] is not None for message in messages):
+            raise
+        why = "a message is a tool call without content, for which this template has no place"
+        raise jinja2.TemplateRuntimeError(f"{error} ({why})") from error
     except Exception as error:  # a template is a program: it divides by zero, or adds what cannot be added
         raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
 

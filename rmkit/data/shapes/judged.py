@@ -8,7 +8,6 @@ from -3 to 3, negative where the first is better); openai/webgpt_comparisons; op
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -103,7 +102,7 @@ def _halos(row: Row) -> Iterator[Pair]:
     label = row.get("label")
     if not isinstance(label, (int, float)):
         raise ValueError(f"field 'label': found {show(label)}, need 1 (A is preferred) or 0 (B is)")
-    undecided = {0.5: TIE, -1: UNKNOWN}.get(label, "") if not math.isnan(label) else UNKNOWN
+    undecided = {0.5: TIE, -1: UNKNOWN}.get(label, "") if label == label else UNKNOWN  # NaN equals nothing
     yield _pair(messages(row.get(field), field, "user"), sides, Verdict(first=label == 1, undecided=undecided))
 
 

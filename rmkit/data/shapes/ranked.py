@@ -42,7 +42,7 @@ def _is_ranked(row: Row) -> bool:
 def _of_objects(row: Row, field: str, answer: str, by: str, sign: float) -> tuple[list, list[float]]:
     """Answers and numbers of a list of objects, or of an object of lists, as older tables have it."""
     given = row[field]
-    if isinstance(given, dict) and isinstance(given.get(answer), list):
+    if isinstance(given, dict) and all(isinstance(values, list) for values in given.values()):
         given = [dict(zip(given, values, strict=False)) for values in zip(*given.values(), strict=False)]
     sides, goods = [], []
     for i, entry in enumerate(entries(given, field) if given != [] else []):
@@ -100,7 +100,7 @@ def _steered(row: Row) -> Iterator[Pair]:
     """The answers that follow one another on one prompt, the more helpful first; each field is a list by then. Of two
     answers the ratings are kept; of more, each would count once for each of its pairs."""
     answers, rated = row["response"], [row[name] for name in STEERED]
-    if not isinstance(answers, list):
+    if not (isinstance(answers, list) and all(isinstance(of, list) and len(of) == len(answers) for of in rated)):
         answers, rated = [answers], [[number] for number in rated]
     prompt = messages(row["prompt"], "prompt", "user")
     sides = [messages(answer, "response") for answer in answers]
