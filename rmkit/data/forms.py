@@ -119,10 +119,11 @@ def unknown(row: dict[str, Any]) -> str:
         )
     known = "; ".join(f"{form}: {needs}" for form, needs in NEEDS.items())
     given = {field for field, value in row.items() if value is not None}
-    others = f"{known}; and those of other trainers and sets"
+    if likely := missing(given):
+        return f"found the fields {names(row)}, which fit no form of preferences ({likely})"
     return (
-        f"found the fields {names(row)}, which fit no form of preferences ({missing(given) or others}); name other "
-        "fields by columns, such as prompt=question (see --help)"
+        f"found the fields {names(row)}, which fit no form of preferences ({known}; and those of other trainers and "
+        "sets); name other fields by columns, such as prompt=question (see --help)"
     )
 
 
