@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
@@ -89,13 +88,13 @@ def _flat(rows: dict[str, list[list[float]]]) -> list[list[float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and check; 1 where a score differs, 2 with a boxed sentence on a user's error, 130 on Ctrl-C."""
+    return run_program(cli.parsed("check", arguments))
 
-    def work(console: Console) -> int:
-        config = tyro.cli(CheckConfig, args=arguments, prog="python -m rmkit.check", description=__doc__)
-        return check(config, console)
 
-    return cli.run(work, "stopped", flags=FLAGS)
+def run_program(flags: CheckConfig) -> int:
+    """Check as the parsed flags say; the exit status of `main`."""
+    return cli.run(lambda console: check(flags, console), "stopped", flags=FLAGS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["check", *sys.argv[1:]]))

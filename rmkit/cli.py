@@ -26,15 +26,16 @@ PROGRAMS = {
     "check": "check that a folder or a running server gives the scores that rmkit gave",
     "convert": "turn a reward model of HALOs or OpenRLHF into an ordinary classifier",
 }
-"""Name -> what it does. Each is a module of rmkit with a `main` that takes the arguments."""
+"""Name -> what it does. Each is a module of rmkit with a `run_program` that takes its flags."""
 
 CONFIGS = {
     "train": "rmkit.config.TrainConfig",
     "label": "rmkit.labelling.config.LabelConfig",
     "evaluate": "rmkit.evaluation.config.EvaluateConfig",
+    "check": "rmkit.check.CheckConfig",
+    "convert": "rmkit.convert.ConvertConfig",
 }
-"""Programs whose flags are a dataclass that can be imported without torch, and which have a `run_program` that takes
-it. Others are imported first, and parse their flags themselves."""
+"""Name -> the dataclass of its flags, which can be imported without torch."""
 
 WAITING = "passive"
 """How threads of a program wait for each other, unless the user sets OMP_WAIT_POLICY: they sleep. By default they spin,
@@ -59,9 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.refuse(f"{problem}; give one of {', '.join(PROGRAMS)}, such as rmkit {next(iter(PROGRAMS))} --help")
         return 2
     try:
-        if name not in CONFIGS:
-            os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
-            return importlib.import_module(f"rmkit.{name}").main(others)
         flags = parsed(name, others)  # --help or a mistyped flag ends here
         os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
         return importlib.import_module(f"rmkit.{name}").run_program(flags)

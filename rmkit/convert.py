@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
@@ -80,13 +79,13 @@ def convert(config: ConvertConfig, console: Console) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the flags and convert; 2 with a boxed sentence on a user's error, 130 on Ctrl-C."""
+    return run_program(cli.parsed("convert", arguments))
 
-    def work(console: Console) -> int:
-        config = tyro.cli(ConvertConfig, args=arguments, prog="python -m rmkit.convert", description=__doc__)
-        return convert(config, console)
 
-    return cli.run(work, "stopped: nothing was written", flags=FLAGS)
+def run_program(flags: ConvertConfig) -> int:
+    """Convert as the parsed flags say; the exit status of `main`."""
+    return cli.run(lambda console: convert(flags, console), "stopped: nothing was written", flags=FLAGS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["convert", *sys.argv[1:]]))

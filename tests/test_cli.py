@@ -172,6 +172,7 @@ def policy_when_torch_is_loaded(folder: Path, command: list[str], **environment:
 @pytest.mark.parametrize("as_command", [False, True], ids=["python -m rmkit.PROGRAM", "rmkit PROGRAM"])
 def test_threads_of_a_program_sleep_while_they_wait_unless_the_user_says_otherwise(tmp_path, program, as_command):
     command = ["-m", "rmkit", program] if as_command else ["-m", f"rmkit.{program}"]
+    command += ["SOURCE", "OUT"] if program == "convert" else []
     assert policy_when_torch_is_loaded(tmp_path, command) == "passive"
     assert policy_when_torch_is_loaded(tmp_path, command, OMP_WAIT_POLICY="active") == "active"
 

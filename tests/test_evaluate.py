@@ -390,7 +390,7 @@ def refused_by_two(folder: Path, arguments: list[str]) -> str:
         ("no head", "--model {world}/lm: it is a LlamaForCausalLM, which has no score head; train one with"),
         ("no other model", "--against nowhere: no model configuration"),
         ("too long", "--max-length 161: the model's context is 160"),
-        ("none fits", "no pair is left of 40; raise --max-length"),
+        ("none fits", "no pair is left of 40 (40 over-long (more than 2 tokens)); raise --max-length"),
     ],
 )
 def test_an_error_on_two_ranks_is_one_sentence(world, tmp_path, case, words):

@@ -392,7 +392,8 @@ FEATURES_X = datasets.Features({"x": datasets.List(datasets.Value("int32"))})
 
 
 def test_the_demo_tokenises_without_loss():
-    rows = table(*({**row, "source": "demo"} for row, _ in zip(demo.preferences("test"), range(30), strict=False)))
+    drawn = zip(demo.preferences("test"), range(30), strict=False)
+    rows = table(*({**packed(row), "source": "demo"} for row, _ in drawn))
     found, said = tokenised(rows, 64, demo.tokenizer())
     assert (len(found), said) == (30, [])
     assert np.bincount(found.group).tolist() == [3] * 10

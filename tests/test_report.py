@@ -35,6 +35,7 @@ def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL
             "prompt": turn("user", 3000 * (i % 2)),
             "chosen": turn("assistant", rng.integers(0, 2000)),
             "rejected": turn("assistant", rng.integers(0, 2000)),
+            "more": None,
             "margin": 0.0,
             "weight": 1.0,
             "target": None,
