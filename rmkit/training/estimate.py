@@ -321,8 +321,9 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     if "mlp.down_proj" in _targets(shape, way):
         # Its input, that in float32 as peft casts it, the norm's output; what the base, B and B times alpha / rank
         # give. Recomputed, B is not reached again, but the residual's gradient waits, and two in the product's dtype.
+        # Sharded, LoRA's own matrices are gathered in the product's dtype, which their input has: peft casts nothing.
         waiting = residual + 3 * c * H * T if way.recompute else 3 * c * H * T
-        under = whole + residual + (c * I + 4 * I) * T + waiting
+        under = whole + residual + (c * I + (0 if way.sharded else 4 * I)) * T + waiting
         moments.append(_Moment("LoRA, MLP", layers + (leaving if way.recompute else 0), under))
     return moments
 
