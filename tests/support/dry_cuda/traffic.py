@@ -64,9 +64,11 @@ class OpByOp(TorchDispatchMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         name = function._schema.name.split("::")[1]
-        if not (function.is_view or name == "_unsafe_view" or "empty" in name or any(n in name for n in NOT_COUNTED)):
-            read = (args[1:] if name in OVERWRITES else args, kwargs)
-            self.moved += sum(_bytes(t) for t in tree_leaves((read, result)) if isinstance(t, torch.Tensor))
+        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]  # none if it asks for a fake's device
+        views = function.is_view or name == "_unsafe_view" or "empty" in name
+        if made and not views and not any(n in name for n in NOT_COUNTED):
+            read = tree_leaves((args[1:] if name in OVERWRITES else args, kwargs))
+            self.moved += sum(_bytes(t) for t in [*read, *made] if isinstance(t, torch.Tensor))
         return result
 
 
@@ -104,6 +106,7 @@ def pretend() -> None:
     cuda.Worker.get_device_properties = cuda.get_device_properties = staticmethod(lambda *_, **__: HOPPER)
     cuda.get_compute_capability = staticmethod(lambda *_, **__: 90)
     scheduler.has_triton = lambda *_: True
+    config.compile_threads = 1  # nothing is compiled, so no workers for it
     config.joint_graph_constant_folding = config.pattern_matcher = False  # they compute on the device
 
 
