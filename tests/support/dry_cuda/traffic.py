@@ -141,7 +141,7 @@ def _extern(node: scheduler.BaseSchedulerNode) -> str:
     """The name of the operator that a node calls; empty for a kernel of Inductor's own."""
     if not isinstance(node, scheduler.ExternKernelSchedulerNode):
         return ""
-    return str(getattr(node.node, "op_overload", None) or node.node.get_kernel_name())
+    return str(getattr(node.node, "op_overload", None) or getattr(node.node, "python_kernel_name", None))
 
 
 def _fused(node: scheduler.BaseSchedulerNode) -> list[str]:
