@@ -173,6 +173,27 @@ def test_a_compiled_layer_with_its_backward_is_compiled_for_no_later_batch(found
     assert found["frames"] == [found["frames"][0]] * 5
 
 
+@reads("traffic", marks=pytest.mark.slow)
+def test_a_compiled_layer_of_llama_3_8b_moves_less_than_half_of_what_it_moves_op_by_op(found):
+    """GB besides matrix products and attention. Counted by hand, for the forward pass: what no fusion can save is its
+    floor; the operators that transformers' layer runs under autocast, each reading and writing all it has, are eager.
+    """
+    eager, fused = found["eager"], found["compiled"]
+    wide, inner = (found["tokens"] * size / 1e9 for size in (4096 * 4, 14_336 * 2))  # float32 stream, bf16 MLP
+    half, keys = wide / 2, 1024 * 2 / 1e9  # bf16; the keys of a token, as many as its values
+    casts = (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14_336) * (4 + 2) / 1e9  # of weights
+    gathered = 2 * keys * (found["tokens"] + found["keys"])
+    norms, rounded = 2 * 7 * wide, 5 * (wide + half)  # pow, mean, two products; for q, k, v, gate and up each
+    rotated = 1.25 * (5 * half + 5 * wide + wide + half)  # queries and a quarter of them in keys; rounded at last
+    by_op = casts + gathered + norms + rounded + rotated + 2 * (2 * wide + half) + 5 * inner
+    assert eager["forward"] == pytest.approx(by_op, rel=0.02)
+    # Read stream, write norm; q and k both ways; read stream and attention, write norm; read these and MLP, write.
+    floor = casts + gathered + (wide + half) + 2.5 * half + (wide + 2 * half) + (2 * wide + 2 * half) + 3 * inner
+    assert floor <= fused["forward"] < 1.1 * floor
+    assert eager["total"] == pytest.approx(43.8, rel=0.02)
+    assert fused["total"] < 18.0
+
+
 @pytest.mark.skipif(not has_ptxas(), reason="this Triton brings no assembler for GPUs")
 @reads("registers")
 def test_no_kernel_spills_registers(found):
