@@ -190,8 +190,7 @@ def test_a_compiled_layer_of_llama_3_8b_moves_less_than_half_of_what_it_moves_op
     # Read stream, write norm; q and k both ways; read stream and attention, write norm; read these and MLP, write.
     floor = casts + gathered + (wide + half) + 2.5 * half + (wide + 2 * half) + (2 * wide + 2 * half) + 3 * inner
     assert floor <= fused["forward"] < 1.1 * floor
-    assert eager["total"] == pytest.approx(43.8, rel=0.02)
-    assert fused["total"] < 18.0
+    assert fused["total"] < min(18.0, eager["total"] / 2)
 
 
 @pytest.mark.skipif(not has_ptxas(), reason="this Triton brings no assembler for GPUs")
