@@ -93,7 +93,7 @@ def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) ->
 
 def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop) -> Result:
     """Train to the end, or to the step at which a signal asks to stop."""
-    config, progress, evaluated = run.config, run.progress, {}
+    config, progress, evaluated = run.config, run.progress, metrics.evaluated
     began, stopped, device = progress.step, None, run.accelerator.device
     # A new thread's device is the first GPU, whatever this rank's is. Its stream is the one that computes here: what it
     # copies is there before what is asked for afterwards.

@@ -138,3 +138,17 @@ def test_commit_is_that_of_the_checkout_the_code_runs_from(tmp_path, monkeypatch
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert commit() is None
+
+
+def test_a_run_that_goes_on_knows_its_last_evaluation(tmp_path):
+    """Killed behind its last step, it evaluates no more, and its model card still tells the figure."""
+    first = Metrics(tmp_path)
+    for values in ({"loss/eval": 0.5}, {"loss/train": 0.4}, {"loss/eval": 0.25}):
+        first.write({"counters/updates": 1, **values})
+    kept = first.bytes
+    first.write({"counters/updates": 2, "loss/eval": 9.0})
+    first.close()
+    again = Metrics(tmp_path, kept)
+    again.close()
+    assert again.evaluated == {"counters/updates": 1, "loss/eval": 0.25}
+    assert Metrics(None).evaluated == {}

@@ -34,11 +34,17 @@ class Metrics:
         """Open the file in `folder`, cut to `keep_bytes`; None (all ranks but the first) writes nothing."""
         self._file = None
         self._mirrors, self._say = list(mirrors), say
+        self.evaluated: dict[str, Any] = {}
+        """The last evaluation that the file held when it was opened, of a run that goes on"""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / "metrics.jsonl"
             file.touch()
             os.truncate(file, min(keep_bytes, file.stat().st_size))
+            with file.open() as lines:
+                for line in lines:
+                    if '"loss/eval"' in line:
+                        self.evaluated = json.loads(line)
             self._file = file.open("a")
 
     def write(self, values: dict[str, Any]) -> None:
