@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-
 MOST_MEMORY = 12 << 30
 """Bytes of addresses that a process of the tests may have; the largest takes about 5 GiB."""
 
