@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from rmkit import cli
 from rmkit.checking import server as servers
 from rmkit.checking.diagnosis import Finding, diagnose, of_messages
-from rmkit.checking.expected import Expected, expected_of
+from rmkit.checking.expected import DOORS, Expected, expected_of
 from rmkit.config import DEMO_MODEL
 from rmkit.errors import UserError
 from rmkit.terminal import Terminal
@@ -59,7 +59,7 @@ def check(config: CheckConfig, console: Console) -> int:
         if not Path(config.target).is_dir():
             raise UserError("target", config.target, "there is no such folder; give one, or http://HOST:PORT")
         expected = expected_of(Path(config.target))
-        given = {door: expected.of(door) for door in ("messages", "text", "ids") if expected.of(door)}
+        given = {door: expected.of(door) for door in DOORS if expected.of(door)}
         rows = rows_of(Path(config.target), given, terminal.say)
     return told(expected, rows, terminal)
 

@@ -14,6 +14,8 @@ from rmkit.errors import UserError
 
 DEMO = "demo"
 
+Layout = Literal["trie", "packed", "padded"]
+
 DEMO_MODEL = Path("runs/demo/FINAL")
 """Where a training with no flag leaves its model, and where label and evaluate with no flag find it."""
 
@@ -127,7 +129,7 @@ class BatchConfig:
     """Preferences per optimizer step, over all ranks and microbatches."""
     max_tokens: int = 16384
     """Tokens that one rank runs forward and backward at once (trie tokens, padding included under padded)."""
-    layout: Literal["trie", "packed", "padded"] = "trie"
+    layout: Layout = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
     group: Literal["prompt", "none"] = "prompt"
     """prompt: pairs on one prompt meet in one batch, where the trie shares it. none: pairs are drawn alone."""

@@ -31,9 +31,9 @@ from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank,
 from rmkit.errors import told
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
-from rmkit.labelling.config import FLAGS, LabelConfig
+from rmkit.labelling.config import FLAGS, STDIN, LabelConfig
 from rmkit.labelling.index import SampleFile, build_index, by_prompt
-from rmkit.labelling.input import STDIN, plain_file, shown
+from rmkit.labelling.input import plain_file, shown
 from rmkit.labelling.partial import PartialScores
 from rmkit.labelling.records import records, write
 from rmkit.runtime import stop_asked

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmkit.batch.build import Batches, TokenisedTexts
 from rmkit.batch.lengths import count, measure
-from rmkit.batch.trie import Layout
-from rmkit.config import BatchConfig, ModelConfig, TrainConfig
+from rmkit.config import BatchConfig, Layout, ModelConfig, TrainConfig
 from rmkit.data.context import options
 from rmkit.data.left_out import LeftOut, matters
 from rmkit.data.messages import messages

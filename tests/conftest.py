@@ -1,7 +1,6 @@
 """What every test relies on: no network, no GPU unless -m gpu asks for one, and Triton's interpreter without one."""
 
 import os
-import resource
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -10,9 +9,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-
-MOST_MEMORY = 12 << 30
-"""Bytes of addresses that a process of the tests may have; the largest takes about 5 GiB."""
 
 
 def wants_gpu(markers: str) -> bool:
@@ -23,9 +19,6 @@ def wants_gpu(markers: str) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if not wants_gpu(config.getoption("markexpr")):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for a device; processes of tests inherit it
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        # A test that runs away fails by name. Killed by the system, its process would take the whole run with it.
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     # Read when a kernel is decorated, so before any test imports rmkit_kernels.
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"

@@ -15,10 +15,11 @@ from test_dry_cuda import library
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from campaigns.memory import COLUMNS, GIB, LLAMA_32_1B, MODELS, WAYS, WITHIN, counted, estimated
+from campaigns.memory import COLUMNS, GIB, MODELS, WAYS, WITHIN, counted, estimated
 from rmkit.batch.trie import pack
 from rmkit.model import lora
 from rmkit.training.estimate import STATES, Load, Way, load_of, memory, shape_of, trained, work
+from support.decoders import LLAMA_32_1B
 from support.oracle import FAMILIES, TINY
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "memory.json"

@@ -171,7 +171,6 @@ def test_opcheck_and_compile(device):
         assert torch.allclose(one, other)
 
 
-@pytest.mark.slow  # addresses up to 17 GB, and where the system hands out huge pages, all of them
 def test_offsets_beyond_int32():
     """Rows 2^30 elements apart on both sides: 2 * 2^30 wraps in int32, which the interpreter reproduces."""
     D = 4

@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from rmkit.data.json_rows import rows
 from rmkit.errors import UserError
-from rmkit.labelling.config import FLAGS
-from rmkit.labelling.input import identity, plain_file
+from rmkit.labelling.config import FLAGS, identity
+from rmkit.labelling.input import plain_file
 
 ROWS = [{"prompt": "q", "output": "\u00fc"}, {"prompt": "p", "output": "b"}]
 RAW = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

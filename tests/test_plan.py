@@ -16,17 +16,8 @@ from rmkit.training import plan
 from rmkit.training.estimate import Way, memory, shape_of
 from rmkit.training.plan import GIB, Devices, Plan, told_if_full
 from rmkit.training.workload import workload
+from support.decoders import LLAMA_3_8B
 from support.pairs_of import batches_of, random_tokenised
-
-LLAMA_3_8B = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-}
 
 
 @pytest.fixture(scope="module")

@@ -291,7 +291,6 @@ def test_autocast_changes_nothing(way):
             assert_same(run(arguments, upstream, kernels=kernels), plain)
 
 
-@pytest.mark.slow  # addresses up to 17 GB, and where the system hands out huge pages, all of them
 def test_offsets_beyond_int32():
     """Rows 2^30 elements apart: 2 * 2^30 wraps in int32, which the interpreter reproduces."""
     (x, x_rows, stride), (grad, grad_rows, _) = far_rows(3, 4), far_rows(3, 4)

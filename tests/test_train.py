@@ -383,7 +383,7 @@ def test_non_finite_loss_is_refused_before_the_weights_move(world, tmp_path, cap
     arguments[arguments.index("--data.train") + 1] = str(tmp_path / "big.jsonl")
     told = refusal(capsys, arguments)
     assert "step 1" in told
-    assert "big.jsonl:4" in told
+    assert "big.jsonl:4" in told.replace(" ", "")  # a long path is broken at the edge of the box
     assert not (tmp_path / "r" / "FINAL").exists()
 
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from rmkit.batch.trie import Layout, common_prefix, sort_key
+from rmkit.batch.trie import common_prefix, sort_key
+from rmkit.config import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

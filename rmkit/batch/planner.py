@@ -14,8 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from rmkit.batch.lengths import Counts, Lengths, count, joined
-from rmkit.batch.trie import Layout
-from rmkit.config import TrainConfig
+from rmkit.config import Layout, TrainConfig
 from rmkit.errors import UserError, flag
 
 LOOK_AHEAD = 32

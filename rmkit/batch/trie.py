@@ -16,16 +16,14 @@ Letters: T tokens of the row, K keys over all segments, L segments, S sequences,
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rmkit.batch.labels import PairLabels, default_labels
+from rmkit.config import Layout
 from rmkit_kernels import kv_copies
-
-Layout = Literal["trie", "packed", "padded"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,9 @@ from typing import Any
 
 from rmkit.errors import UserError, brief
 
+DOORS = ("messages", "text", "ids")
+"""How a conversation can be sent"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:

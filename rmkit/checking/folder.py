@@ -10,8 +10,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rmkit.errors import UserError, brief
 from rmkit.scorer import load_scorer
 
-DOORS = ("rmkit", "messages", "text", "ids")
-
 
 def rows_of(folder: Path, given: dict[str, list[Any]], say: Callable[[str], None]) -> dict[str, list[list[float]]]:
     """Scores by door, in float32: those of rmkit's own loading, and each text alone through transformers with its

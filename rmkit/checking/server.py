@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmkit.checking.expected import DOORS
 from rmkit.errors import UserError, brief
 
 SECONDS = 60
@@ -46,7 +47,7 @@ class Server:
 
     def doors(self) -> tuple[str, ...]:
         """Those that give a raw score: SGLang has none for messages."""
-        return ("text", "ids") if self.kind == "sglang" else ("messages", "text", "ids")
+        return ("text", "ids") if self.kind == "sglang" else DOORS
 
 
 def reached(address: str) -> Server:

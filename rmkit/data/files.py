@@ -12,6 +12,8 @@ import pyarrow.parquet
 from rmkit.data.json_rows import BLOCK, rows, unit
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+GZIP = b"\x1f\x8b"
+"""How a gzip file starts"""
 _POINTER = b"version https://git-lfs"
 BATCH = 64
 """Rows of a Parquet file that are held at a time: a page of a few kilobytes can unpack to long texts."""
@@ -64,7 +66,7 @@ def _json(path: str, shown: str, skip: bool) -> Located:
 def _opened(path: str) -> IO[bytes]:
     """The file, unzipped where it starts as gzip does, whatever its name says."""
     with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
+        zipped = file.read(2) == GZIP
     return gzip.open(path, "rb") if zipped or path.endswith(".gz") else open(path, "rb")
 
 

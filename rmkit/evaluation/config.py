@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from rmkit.config import DEMO, DEMO_MODEL, check_columns
+from rmkit.config import DEMO, DEMO_MODEL, Layout, check_columns
 from rmkit.errors import UserError
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
@@ -55,7 +55,7 @@ class EvaluateConfig:
     Pairs with a longer side are left out, and counted."""
     max_tokens: int | None = None
     """Tokens that one process runs at once, by default up to 4096 on a CPU and 16384 on a GPU."""
-    layout: Literal["trie", "packed", "padded"] = "trie"
+    layout: Layout = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the backbone; scores are float32 always. auto: bf16 on a GPU, fp32 on a CPU.

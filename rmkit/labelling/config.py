@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from rmkit.config import DEMO_MODEL, check_columns
+from rmkit.config import DEMO_MODEL, Layout, check_columns
 from rmkit.labelling.feedback import Feedback, Format, Pairing, number_of
+
+STDIN = "-"
 
 DEMO_FEEDBACK = Path("runs/demo/feedback.jsonl")
 
@@ -60,7 +62,7 @@ class LabelConfig:
     max_length: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of the longest conversation, by default the model's context, at most 16384.
     Longer ones are not scored, and counted."""
-    layout: Literal["trie", "packed", "padded"] = "trie"
+    layout: Layout = "trie"
     """trie: shared prefixes computed once. packed: padding-free without sharing.
     padded: the usual rectangle."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -123,7 +125,7 @@ class LabelConfig:
             raise ValueError(f"FEEDBACK {output}: there is no folder {output.parent}")
         if output.is_dir():
             raise ValueError(f"FEEDBACK {output}: it is a folder")
-        if self.samples != "-" and output.exists() and Path(self.samples).exists() and output.samefile(self.samples):
+        if self.samples != STDIN and output.exists() and Path(self.samples).exists() and output.samefile(self.samples):
             raise ValueError(f"FEEDBACK {output}: it is the file of the samples; name another one")
         if Path(self.model).is_dir() and output.resolve().is_relative_to(Path(self.model).resolve()):
             raise ValueError(f"FEEDBACK {output}: it would lie in the folder of the model; name another place")
@@ -132,8 +134,6 @@ class LabelConfig:
 
     def contract(self) -> dict[str, Any]:
         """Everything the scores depend on: flags, and size and time of the input and of the model's files."""
-        from rmkit.labelling.input import identity  # flags are read without datasets
-
         folder = Path(self.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return {
@@ -146,3 +146,12 @@ class LabelConfig:
             "--precision": self.precision,
             "--end-token": self.end_token,
         }
+
+
+def identity(given: str) -> list[Any]:
+    """What a change of the input is recognised by: path, size and time of a file; the name of anything else."""
+    path = Path(given)
+    if not path.is_file():
+        return [given]
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]

@@ -10,21 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rmkit.data import conversation, source
-from rmkit.data.files import check_whole, read_rows
+from rmkit.data.files import GZIP, check_whole, read_rows
 from rmkit.errors import plain
+from rmkit.labelling.config import STDIN
 from rmkit.storage.atomic import written_file
-
-STDIN = "-"
-_GZIP = b"\x1f\x8b"
-
-
-def identity(given: str) -> list[Any]:
-    """What a change of the input is recognised by: path, size and time of a file; the name of anything else."""
-    path = Path(given)
-    if not path.is_file():
-        return [given]
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def shown(given: str) -> str:
@@ -45,7 +34,7 @@ def plain_file(given: str, folder: Path, say: Callable[[str], None], columns: tu
         check_whole(path, shown(given))
         try:
             with path.open("rb") as file:
-                if file.read(2) != _GZIP:
+                if file.read(2) != GZIP:
                     return path
                 file.seek(0)
                 _copy(file, copy, given)
@@ -70,7 +59,7 @@ def _copy(file: Any, copy: Path, given: str) -> None:
     start = file.peek(2)[:2]
     try:
         with written_file(copy) as out:
-            shutil.copyfileobj(gzip.GzipFile(fileobj=file) if start == _GZIP else file, out.buffer, 1 << 20)
+            shutil.copyfileobj(gzip.GzipFile(fileobj=file) if start == GZIP else file, out.buffer, 1 << 20)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{shown(given)}: broken or cut gzip file ({error})") from None
 

@@ -26,39 +26,11 @@ from transformers import AutoConfig
 
 from rmkit import runtime
 from rmkit.training.estimate import Load, Memory, Way, memory, shape_of
+from support.decoders import LLAMA_3_8B, LLAMA_32_1B, QWEN3_06B
 
 GIB = 2**30
 WITHIN = 0.05
 
-QWEN3_06B = {
-    "vocab_size": 151_936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-}
-LLAMA_32_1B = {
-    "vocab_size": 128_256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "max_position_embeddings": 131_072,
-}
-LLAMA_3_8B = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-}
 MODELS = {"0.6B": ("qwen3", QWEN3_06B), "1B": ("llama", LLAMA_32_1B), "8B": ("llama", LLAMA_3_8B)}
 
 COLUMNS = ("model", "states", "weights", "recompute", "rank", "ranks", "tokens")

@@ -27,6 +27,8 @@ def triton_kernels(device: str) -> Iterator[None]:
 
         return empty
 
+    with torch.device("meta"):
+        torch.empty(0)  # PyTorch keeps, once a process, which functions a device context catches: never the patched
     with pytest.MonkeyPatch.context() as patch, triton_on_cpu() if device == "cpu" else contextlib.nullcontext():
         patch.setattr(torch, "empty", poisoned(torch.empty))
         patch.setattr(torch, "empty_like", poisoned(torch.empty_like))

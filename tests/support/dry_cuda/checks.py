@@ -31,7 +31,8 @@ from rmkit.storage.checkpoint import Progress
 from rmkit.training.optim import adamw
 from rmkit.training.record import Meter
 from rmkit.training.run import Run
-from support.dry_cuda.models import GPU, LLAMA_3_8B, accelerator, batch, built, placed
+from support.decoders import LLAMA_3_8B
+from support.dry_cuda.models import GPU, accelerator, batch, built, placed
 from support.dry_cuda.tally import Tally
 from support.oracle import FAMILIES, TINY, random_pairs
 from support.pairs_of import batches_of, random_tokenised

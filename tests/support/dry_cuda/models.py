@@ -14,17 +14,6 @@ from rmkit.model.reward_model import RewardModel
 
 GPU = torch.device("cuda", 0)
 
-LLAMA_3_8B = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rope_theta": 500_000.0,
-}
-
 
 def _as_loaded(name, architecture, attention, *, fresh_head):
     """What from_pretrained hands out for a bf16 checkpoint, without a file: evaluation mode and bf16 weights."""

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 from rmkit.config import LossConfig
 from rmkit.model.compile import compile_layers, compiling
 from rmkit.model.reward_model import RewardModel
-from support.dry_cuda.models import LLAMA_3_8B, batch, built, placed
+from support.decoders import LLAMA_3_8B
+from support.dry_cuda.models import batch, built, placed
 
 GB = 1e9
 TOKENS = 16_384
