@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.dry_cuda.build import shared
+
 HERE = Path(__file__).parent
-SOURCE = HERE / "support" / "dry_cuda" / "fake_cuda.cpp"
 WITHIN = 600.0
 """Seconds of one check, at most"""
 
@@ -25,17 +26,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended CUDA device is built with g++"),
     pytest.mark.skipif(torch.version.cuda is not None, reason="it stands in for CUDA in a build of torch for CPUs"),
 ]
-
-
-def library(folder: Path) -> Path:
-    """fake_cuda.cpp as a shared library against the torch that runs."""
-    torch_folder = Path(torch.__file__).parent
-    include, lib = torch_folder / "include", torch_folder / "lib"
-    built = folder / "fake_cuda.so"
-    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", str(SOURCE), "-o", str(built)]
-    command += [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
-    subprocess.run([*command, f"-L{lib}", f"-Wl,-rpath,{lib}", "-ltorch_cpu", "-lc10"], check=True)
-    return built
 
 
 def has_ptxas() -> bool:
@@ -67,7 +57,7 @@ def checks(request, tmp_path_factory):
     together = [check for check in asked if check[0] == "checks"]
     groups = [together[::2], together[1::2], *([check] for check in asked if check not in together)]
     with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(2) as pool:
-        pretended = compiler.submit(library, tmp_path_factory.mktemp("cuda"))
+        pretended = compiler.submit(shared, tmp_path_factory)
         found = {}
         for group in filter(None, groups):
             of_group = pool.submit(run, pretended, group)

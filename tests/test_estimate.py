@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_dry_cuda import library
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
@@ -20,6 +19,7 @@ from rmkit.batch.trie import pack
 from rmkit.model import lora
 from rmkit.training.estimate import STATES, Load, Way, load_of, memory, shape_of, trained, work
 from support.decoders import LLAMA_32_1B
+from support.dry_cuda.build import shared
 from support.oracle import FAMILIES, TINY
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "memory.json"
@@ -60,7 +60,7 @@ def test_every_counted_peak_is_met():
 @pytest.fixture(scope="module")
 def pretended(tmp_path_factory) -> Future:
     built = Future()
-    built.set_result(library(tmp_path_factory.mktemp("cuda")))
+    built.set_result(shared(tmp_path_factory))
     return built
 
 

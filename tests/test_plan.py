@@ -18,6 +18,7 @@ from rmkit.training.plan import GIB, Devices, Plan, told_if_full
 from rmkit.training.workload import workload
 from support.decoders import LLAMA_3_8B
 from support.pairs_of import batches_of, random_tokenised
+from support.victim import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,10 @@ def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(train, "train_step", full)
-    assert train.main(["--cache-dir", str(tmp_path), "--data.train", "demo", "--data.workers", "1"]) == 2
+    rows = [{"prompt": f"reverse {word}", "chosen": word[::-1], "rejected": word} for word in ("abc", "lamb", "edge")]
+    write_rows(tmp_path / "a.jsonl", rows)
+    flags = ["--data.train", str(tmp_path / "a.jsonl"), "--batch.pairs", "2", "--data.workers", "1"]
+    assert train.main(["--cache-dir", str(tmp_path), *flags]) == 2
     told = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
     assert "the memory of the GPU is full" in told
     assert "Traceback" not in told

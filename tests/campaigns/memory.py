@@ -18,15 +18,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-sys.path.append(str(Path(__file__).parents[1]))  # support/, the tests and this folder, as a package
+sys.path.append(str(Path(__file__).parents[1]))  # support/ and this folder, as a package
 
 import torch
-from test_dry_cuda import library
 from transformers import AutoConfig
 
 from rmkit import runtime
 from rmkit.training.estimate import Load, Memory, Way, memory, shape_of
 from support.decoders import LLAMA_3_8B, LLAMA_32_1B, QWEN3_06B
+from support.dry_cuda.build import library
 
 GIB = 2**30
 WITHIN = 0.05
