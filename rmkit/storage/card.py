@@ -25,6 +25,7 @@ VLLM = {"gemma3_text": """ --convert classify --hf-overrides '{"architectures": 
 
 
 NOT_OF_THE_MODEL = {("exp_name", ""), ("cache_dir", ""), ("resume", ""), ("overwrite", ""), ("lora", "keep")}
+NOT_OF_THE_MODEL |= {("hub", "push"), ("hub", "private"), ("hub", "revision")}
 """Flags that do not change what is learned: the same model has the same card, whatever its run is called"""
 
 
