@@ -49,7 +49,7 @@ class Meter:
 
     @classmethod
     def of(cls, plan: Plan, device: torch.device) -> "Meter":
-        known = device.type == "cuda" and plan.devices.rate
+        known = device.type == "cuda" and plan.shape.counted and plan.devices.rate
         return cls(plan=plan, device=device, rate=plan.devices.rate * plan.devices.count if known else None)
 
     def flops(self, batch: PackedBatch) -> float:
