@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rmkit
 from rmkit.config import DEMO, TrainConfig, to_dict
+from rmkit.model.family import FAMILIES
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("rmkit.storage", "templates"),
@@ -41,16 +42,29 @@ class Card:
     """Of both, by reason"""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Of the last evaluation"""
+    floors: dict[str, float] = field(default_factory=dict)
+    """Accuracy on the held-out pairs of what has not read the answers, by what it does: a model has to be above"""
 
 
-def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length: int) -> str:
+def text(
+    card: Card,
+    *,
+    model_type: str,
+    dtype: str,
+    row: int | None,
+    max_length: int,
+    labels: int = 1,
+    adapter: str | None = None,
+) -> str:
     """The card as Markdown. `row` is the label that is the reward, None where it is a sum of several; the weights are
-    `dtype`."""
+    `dtype`. `labels` is how many there are, `adapter` the base of what is no whole model."""
     config = card.config
     base = _public(config.model.name)
-    metadata: dict[str, Any] = {"pipeline_tag": "text-classification", "library_name": "transformers"}
+    library = "transformers" if adapter is None else "peft"
+    metadata: dict[str, Any] = {"pipeline_tag": "text-classification", "library_name": library}
     if _on_hub(config.model.name):
         metadata["base_model"] = base
+        metadata["base_model_relation"] = "finetune" if adapter is None else "adapter"
     if sets := [each for each in config.data.train if _on_hub(each)]:
         metadata["datasets"] = sets
     metadata["tags"] = ["reward-model", "rmkit"]
@@ -69,13 +83,24 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
         low=low,
         high=high,
         loss=card.metrics.get("loss/eval"),
+        log_loss=plain_bt(config),
+        floors=[(_plain(what), share) for what, share in card.floors.items()],
         flags=_plain(" ".join(flags(config)) or "(all by default)"),
         max_length=max_length,
         model_type=model_type,
         dtype=dtype,
         row=row,
+        labels=labels,
+        known=model_type in FAMILIES,
+        adapter=None if adapter is None else _public(adapter),
         vllm_flags=VLLM.get(model_type, ""),
     )
+
+
+def plain_bt(config: TrainConfig) -> bool:
+    """Whether the loss is the mean of -log of the probability that was given to what was preferred."""
+    loss = config.loss
+    return loss.name == "bt" and not (loss.center or loss.label_smoothing) and not config.model.objectives
 
 
 def flags(config: TrainConfig) -> list[str]:

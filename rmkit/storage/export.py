@@ -87,7 +87,7 @@ def write_model(
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
-            if card is not None and keep != "adapter" and rank() == 0:
+            if card is not None and rank() == 0:
                 (partial / "README.md").write_text(_card(card, taken), encoding="utf-8")
                 flush([partial / "README.md"])
             if beside is not None:
@@ -104,6 +104,8 @@ def _card(card: Card, taken: Snapshot) -> str:
         dtype=str(taken.config.dtype).removeprefix("torch."),
         row=from_json(contract["head"], len(contract["head"]["labels"])).row,
         max_length=contract["max_length"],
+        labels=len(contract["head"]["labels"]),
+        adapter=taken.adapter and str(taken.adapter["base_model_name_or_path"]),
     )
 
 
