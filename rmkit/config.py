@@ -131,7 +131,8 @@ class BatchConfig:
     max_tokens: int = 16384
     """Tokens that one rank runs forward and backward at once (trie tokens, padding included under padded)."""
     layout: Layout = "trie"
-    """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
+    """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle,
+    for any decoder, such as those with state spaces or linear attention beside attention."""
     group: Literal["prompt", "none"] = "prompt"
     """prompt: pairs on one prompt meet in one batch, where the trie shares it. none: pairs are drawn alone."""
 
