@@ -170,6 +170,13 @@ def test_flags_that_take_the_layers_apart_are_refused(flags, words):
     check_training(TrainConfig(**{"batch": BatchConfig(layout="padded")}), other_config("gpt2"))
 
 
+def test_what_is_random_in_training_is_refused_for_training():
+    config = TrainConfig(model=ModelConfig(name="NAME"), batch=BatchConfig(layout="padded"))
+    phimoe = check_family(AutoConfig.for_model("phimoe", **TINY, num_local_experts=4), "NAME")
+    with pytest.raises(ValueError, match=r"^--model\.name NAME: it is a phimoe: its routers draw experts at random"):
+        check_training(config, phimoe)
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

@@ -24,8 +24,8 @@ that mixes tokens"""
 EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral")
 """Those that the tests cover in every layout too, layers left as they are: experts are chosen for each token by its own
 state, and only attention mixes tokens"""
-NOT_EXACT: dict[str, str] = {}
-"""Decoders whose score of a sequence is not the same alone and padded, and why"""
+BY_CHANCE = {"phimoe": "its routers draw experts at random in training (sparsemixer), so no step would repeat"}
+"""Decoders that can only be scored with, and why: no flag of theirs takes the chance out"""
 WITHOUT_LIMIT = 1 << 20
 """The context, in tokens, of a model whose configuration gives none (Bloom, MPT: positions are distances)"""
 
@@ -78,6 +78,8 @@ def layout_of(config: PretrainedConfig) -> Layout:
 
 def check_training(config: TrainConfig, architecture: PretrainedConfig) -> None:
     """ValueError where the layout is not exact for the family, or a flag takes its decoder layers apart."""
+    if why := BY_CHANCE.get(architecture.model_type):
+        raise UserError("model.name", config.model.name, f"it is a {architecture.model_type}: {why}")
     check_layout(architecture, config.batch.layout)
     if tested(architecture):
         return
@@ -139,8 +141,6 @@ def _unfit(config: PretrainedConfig) -> str:
     """Why a model cannot be run, "" where it can."""
     if (kind := _classifier(config)) is None:
         return "transformers has no sequence classifier of it"
-    if config.model_type in NOT_EXACT:
-        return NOT_EXACT[config.model_type]
     if config.get_text_config() is not config:
         return "It has parts that are no text model (images, sound, an encoder); give its text model alone"
     if getattr(config, "is_encoder_decoder", False):
