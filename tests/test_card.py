@@ -27,6 +27,8 @@ RUN = TrainConfig(
 CARD = Card(
     config=RUN,
     pairs=1234,
+    steps=20,
+    seen=640,
     held_out_pairs=100,
     dropped={"over-long (more than 77 tokens)": 5},
     metrics={"rewards_eval/accuracies": 0.75, "loss/eval": 0.5},
@@ -50,6 +52,7 @@ def test_it_tells_of_data_result_and_flags():
     assert "| trained on | 1,234 | owner/pairs, a/b.jsonl |" in card
     assert "| held out | 100 | owner/pairs:test |" in card
     assert "| dropped | 5 | over-long (more than 77 tokens) |" in card
+    assert "\n20 optimizer steps, in which 640 pairs were seen.\n" in card
     assert "Held-out accuracy 0.7500 (95 % interval 0.657 to 0.825), loss 0.5000." in card
     assert "/home" not in card
     assert "# Reward model from base\n" in card

@@ -37,6 +37,9 @@ class Card:
     config: TrainConfig
     pairs: int
     """Trained on"""
+    steps: int = 0
+    seen: int = 0
+    """Pairs of all steps, each as often as it was taken"""
     held_out_pairs: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     """Of both, by reason"""
@@ -75,6 +78,8 @@ def text(
         base="scratch, as rmkit's demo" if config.model.name == DEMO else _plain(base),
         version=rmkit.__version__,
         pairs=card.pairs,
+        steps=card.steps,
+        seen=card.seen,
         held_out_pairs=card.held_out_pairs,
         train=_plain(", ".join(map(_public, config.data.train)) or "memory"),
         test=_plain(", ".join(map(_public, config.data.test)) or "memory"),

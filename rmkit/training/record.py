@@ -89,6 +89,8 @@ def card_of(config: TrainConfig, train: TokenisedPairs, test: TokenisedPairs | N
     return Card(
         config=config,
         pairs=len(train),
+        steps=result.progress.step,
+        seen=result.progress.examples,
         held_out_pairs=len(test) if test else 0,
         dropped=dict(dropped),
         metrics=result.metrics,
