@@ -6,6 +6,7 @@ and says what to set. The whole object is passed, printed and saved (`config.jso
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +131,8 @@ class BatchConfig:
     max_tokens: int = 16384
     """Tokens that one rank runs forward and backward at once (trie tokens, padding included under padded)."""
     layout: Layout = "trie"
-    """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle."""
+    """trie: shared prefixes computed once. packed: padding-free without sharing. padded: the usual rectangle,
+    for any decoder, such as those with state spaces or linear attention beside attention."""
     group: Literal["prompt", "none"] = "prompt"
     """prompt: pairs on one prompt meet in one batch, where the trie shares it. none: pairs are drawn alone."""
 
@@ -288,6 +290,33 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HubConfig:
+    push: str | None = None
+    """OWNER/NAME on the Hugging Face hub, to which FINAL is uploaded when it is whole (hf auth login, or HF_TOKEN).
+    What goes wrong there is told in a sentence, and the training has ended well."""
+    private: bool = False
+    """Make it a private repository; nothing is uploaded to one that is public already."""
+    revision: str | None = None
+    """Branch that it is uploaded to, made where there is none; by default main."""
+
+    def __post_init__(self) -> None:
+        if self.push is not None:
+            _check(_repository(self.push), "--hub.push", self.push or "''", "write OWNER/NAME, such as my-name/my-rm")
+        for flag, value in (("--hub.private", self.private), ("--hub.revision", self.revision)):
+            _check(self.push is not None or not value, flag, value, "set --hub.push OWNER/NAME too")
+        if self.revision is not None:
+            branch = re.fullmatch(r"\w[\w./-]*", self.revision, re.ASCII) and ".." not in self.revision
+            _check(bool(branch), "--hub.revision", self.revision or "''", "write the name of a branch, such as v1")
+
+
+def _repository(name: str) -> bool:
+    """Whether a name can be a model's on the hub, by huggingface_hub's own rules, with an owner."""
+    part = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
+    fits = re.fullmatch(f"{part}/{part}", name, re.ASCII) is not None
+    return fits and len(name) <= 96 and not name.endswith(".git") and "--" not in name and ".." not in name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
     only: bool = False
     """Print what the training takes (pairs, tokens, steps, memory, FLOPs, time) and with what it fits.
@@ -341,6 +370,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:

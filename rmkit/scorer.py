@@ -22,6 +22,7 @@ from rmkit.data.messages import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
 from rmkit.distributed.sharding import placed
 from rmkit.errors import UserError, flag
+from rmkit.model import family
 from rmkit.model.adapter import tokenizer_of
 from rmkit.model.folder import saved_head
 from rmkit.model.pretrained import PAD_AT_END, build_model, check_length, load_config, pad_at_end
@@ -192,6 +193,7 @@ def load_scorer(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(name)
     architecture = load_config(name)
+    family.check_layout(architecture, layout)
     if saved_head(architecture, name) is None:
         kind = architecture.architectures[0]
         train = f"python -m rmkit.train --model.name {name} --data.train FILE"
@@ -203,7 +205,7 @@ def load_scorer(
         asked = "the one before" if end_token == "before-pad" else "the last"
         other = "last" if end_token == "before-pad" else "before-pad"
         say(f"{PAD_AT_END.format(name=name)}. Here {asked} is scored; --end-token {other} scores the other")
-    longest = max_length or min(architecture.max_position_embeddings, max_tokens or LONGEST)
+    longest = max_length or min(family.context(architecture), max_tokens or LONGEST)
     check_length(architecture, longest)
     if max_tokens is not None and longest > max_tokens:
         hint = f"one conversation would not fit into {flag('batch.max_tokens')} {max_tokens}"
@@ -232,6 +234,6 @@ def load_scorer(
 def _round_projections(model: RewardModel) -> None:
     """Round the decoder layers' projections to bf16 once, to the numbers that autocast makes of them in each forward
     pass, in half the memory. Embedding, norms and score head stay float32, as under autocast."""
-    for part in model.backbone.layers.modules():
+    for part in model.layers.modules():
         if isinstance(part, nn.Linear):
             part.to(torch.bfloat16)

@@ -37,6 +37,7 @@ from rmkit.model.loss import PairSums
 from rmkit.runtime import SIGNALS, Stop, stop_asked
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import write_model
+from rmkit.storage.push import foresee, push
 from rmkit.storage.run_folder import claimed, replace_earlier
 from rmkit.training import plan, plan_table, validation
 from rmkit.training.inputs import Memory, read
@@ -182,6 +183,8 @@ def train(
 ) -> Result:
     """`run_training` in a folder that is claimed; an earlier run there is replaced when all that it needs is read."""
     say = shown.say
+    if shown.main:
+        foresee(config.hub, say)
     run = start(config, accelerator, say, memory)
     replace_earlier(config, say)
     folder = config.folder if shown.main else None
@@ -198,6 +201,8 @@ def train(
             if shown.main:
                 report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)
+    if result.stopped is None and shown.main:  # by the first process alone, when no other waits for it any more
+        push(result.final, config.hub, say)
     return result
 
 

@@ -2,13 +2,18 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard, metadata_load
 
-from rmkit.config import BatchConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from rmkit.batch.lengths import Lengths
+from rmkit.config import BatchConfig, DataConfig, HubConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from rmkit.evaluation.statistics import wilson
 from rmkit.storage.card import Card, flags, interval, text
+from rmkit.training.record import floors
 from support.saved import CONFIG, TOKENIZER, small, write_model
 
 RUN = TrainConfig(
@@ -22,6 +27,8 @@ RUN = TrainConfig(
 CARD = Card(
     config=RUN,
     pairs=1234,
+    steps=20,
+    seen=640,
     held_out_pairs=100,
     dropped={"over-long (more than 77 tokens)": 5},
     metrics={"rewards_eval/accuracies": 0.75, "loss/eval": 0.5},
@@ -45,6 +52,7 @@ def test_it_tells_of_data_result_and_flags():
     assert "| trained on | 1,234 | owner/pairs, a/b.jsonl |" in card
     assert "| held out | 100 | owner/pairs:test |" in card
     assert "| dropped | 5 | over-long (more than 77 tokens) |" in card
+    assert "\n20 optimizer steps, in which 640 pairs were seen.\n" in card
     assert "Held-out accuracy 0.7500 (95 % interval 0.657 to 0.825), loss 0.5000." in card
     assert "/home" not in card
     assert "# Reward model from base\n" in card
@@ -88,6 +96,62 @@ def test_what_a_reader_has_to_know_stands_where_it_matters(more, words):
     assert words in made(**more)
     usual = {"model_type": "llama", "dtype": "bfloat16", "row": 0}
     assert words not in made(**usual)
+
+
+def test_the_hub_reads_its_front_matter(tmp_path):
+    config = replace(RUN, model=ModelConfig(name="owner/base"), hub=HubConfig(push="me/my-rm", private=True))
+    (tmp_path / "README.md").write_text(made(replace(CARD, config=config)))
+    held = metadata_load(tmp_path / "README.md")
+    assert held == {
+        "pipeline_tag": "text-classification",
+        "library_name": "transformers",
+        "base_model": "owner/base",
+        "base_model_relation": "finetune",
+        "datasets": ["owner/pairs"],
+        "tags": ["reward-model", "rmkit"],
+    }
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert "--hub" not in card.text, "where it is pushed is no part of the model"
+
+
+def test_accuracy_stands_beside_its_floors():
+    card = made(replace(CARD, floors={"the longer answer wins": 0.625}))
+    assert "| this model | 0.7500 |\n| the longer answer wins | 0.6250 |\n| a coin | 0.5 |\n" in card
+    assert "0.6931 is a coin's" in card
+    smoothed = replace(RUN, loss=LossConfig(label_smoothing=0.1))
+    assert "0.6931" not in made(replace(CARD, config=smoothed)), "the loss is then no log loss of its probabilities"
+
+
+def test_the_length_floor_counts_ties_half():
+    def of(*pairs):
+        lengths = Lengths(
+            group=np.zeros(len(pairs), np.int64),
+            place=np.arange(2 * len(pairs)).reshape(-1, 2),
+            length=np.array(pairs).flatten(),
+            prefix=np.zeros(2 * len(pairs), np.int32),
+        )
+        return SimpleNamespace(lengths=lengths, labels={"compared": np.ones(len(pairs))})
+
+    (found,) = floors(of((5, 3), (4, 4), (2, 9), (7, 1))).values()
+    assert found == 0.625
+
+
+def test_an_adapter_says_what_it_is_and_how_it_is_read():
+    config = replace(RUN, model=ModelConfig(name="owner/base"))
+    card = made(replace(CARD, config=config), adapter="owner/base", labels=2)
+    assert front_matter(card)["library_name"] == "peft"
+    assert front_matter(card)["base_model_relation"] == "adapter"
+    assert 'AutoPeftModelForSequenceClassification.from_pretrained("FINAL", num_labels=2)' in card
+    assert "vllm serve" not in card
+    assert "/home" not in made(adapter="/home/someone/models/base")
+
+
+def test_of_another_family_nothing_is_claimed_that_was_not_looked_at():
+    card = made(model_type="jamba")
+    assert "not looked at for this family (jamba)" in card
+    assert "vllm serve" not in card
+    assert card.count("\n\n\n") == 0
 
 
 @pytest.mark.parametrize(("accuracy", "pairs"), [(0.75, 100), (1.0, 7), (0.0, 3), (0.5, 10_000)])

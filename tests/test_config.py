@@ -9,6 +9,7 @@ from rmkit.config import (
     BatchConfig,
     DataConfig,
     EvalConfig,
+    HubConfig,
     LogConfig,
     LoraConfig,
     LossConfig,
@@ -36,6 +37,7 @@ OTHER = TrainConfig(
     eval=EvalConfig(every=0),
     save=SaveConfig(every=0, keep=0),
     log=LogConfig(to=("wandb", "tensorboard"), project="p"),
+    hub=HubConfig(push="me/my-rm", private=True, revision="v1"),
 )
 PARTS = {
     "model": ModelConfig,
@@ -48,6 +50,7 @@ PARTS = {
     "eval": EvalConfig,
     "save": SaveConfig,
     "log": LogConfig,
+    "hub": HubConfig,
 }
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from rmkit.data import demo
 from rmkit.data.cache import features
 from rmkit.data.tokenizer import encode, prepare, render
-from rmkit.model.pretrained import check_family
+from rmkit.model.family import check_family
 
 TRAIN, TEST = list(demo.preferences("train")), list(demo.preferences("test"))
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from campaigns.memory import COLUMNS, GIB, MODELS, WAYS, WITHIN, counted, estimated
 from rmkit.batch.trie import pack
 from rmkit.model import lora
+from rmkit.model.family import skeleton
 from rmkit.training.estimate import STATES, Load, Way, load_of, memory, shape_of, trained, work
 from support.decoders import LLAMA_32_1B
 from support.dry_cuda.build import shared
@@ -33,7 +34,7 @@ def tiny(family: str = "llama", **extra):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_are_those_of_the_model(family):
     shape = shape_of(tiny(family))
-    assert shape.parameters == sum(p.numel() for p in lora.skeleton(tiny(family)).parameters())
+    assert shape.parameters == sum(p.numel() for p in skeleton(tiny(family)).parameters())
     assert trained(shape, Way()) == shape.parameters
 
 
@@ -42,7 +43,7 @@ def test_trained_parameters_under_lora_are_those_of_peft():
     from rmkit.config import LoraConfig
 
     for targets in ((), ("q_proj", "down_proj")):
-        classifier = lora.skeleton(tiny())
+        classifier = skeleton(tiny())
         lora.put(classifier, LoraConfig(rank=4, targets=targets), "demo", None, 0, lambda text: None)
         counted = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
         assert trained(shape_of(tiny()), Way(rank=4, targets=targets)) == counted

@@ -271,7 +271,9 @@ def test_keep_decides_what_final_is(world, both, tmp_path, keep):
     final, wanted = tmp_path / "r" / "FINAL", both / "FINAL" / ("adapter" if keep == "adapter" else "")
     for file in (f for f in wanted.iterdir() if f.is_file()):
         assert (final / file.name).read_bytes() == file.read_bytes(), file.name
-    assert {f.name for f in final.iterdir()} == {f.name for f in wanted.iterdir() if f.is_file()}
+    card = {"README.md"}  # that of an adapter which is all that is left; beside a merged model there is one card
+    assert {f.name for f in final.iterdir()} == {f.name for f in wanted.iterdir() if f.is_file()} | card
+    assert ("AutoPeftModel" in (final / "README.md").read_text()) == (keep == "adapter")
 
 
 def go_on_from_step_2(folder: Path, again) -> None:

@@ -8,13 +8,17 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmkit.errors import UserError, brief
+from rmkit.model.family import layout_of
+from rmkit.model.pretrained import load_config
 from rmkit.scorer import load_scorer
 
 
 def rows_of(folder: Path, given: dict[str, list[Any]], say: Callable[[str], None]) -> dict[str, list[list[float]]]:
     """Scores by door, in float32: those of rmkit's own loading, and each text alone through transformers with its
     defaults. Raises UserError where one of them cannot load the folder."""
-    scorer = load_scorer(folder, device=torch.device("cpu"), precision="fp32", say=say)  # its self-check is verified
+    layout = layout_of(load_config(str(folder)))
+    # Its self-check is verified.
+    scorer = load_scorer(folder, device=torch.device("cpu"), layout=layout, precision="fp32", say=say)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()

@@ -47,6 +47,9 @@ def distribute(model: RewardModel, config: ParallelConfig, accelerator: Accelera
         # Ours (rotary frequencies) never change. (As an attribute: the argument has another name in each torch.)
         wrapped.broadcast_buffers = False
         return wrapped
+    if not model.tested:
+        hint = f"the model is a {model.config.model_type}, whose layers are not sharded; set ddp"
+        raise AgreedError(UserError("parallel.strategy", "fsdp", hint))  # every rank comes here
     # Straight from the CPU: a layer is moved when it is sharded, so no device ever holds the whole model.
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     shard = functools.partial(fully_shard, mesh=_mesh(device.type, config.replicate), offload_policy=offload)
@@ -119,7 +122,7 @@ def in_float32(model: RewardModel) -> Iterator[None]:
 
 
 def _in_float32(model: RewardModel) -> Iterator[None]:
-    layers = [m for m in model.backbone.layers if model.bf16 and isinstance(m, FSDPModule)]
+    layers = [m for m in model.layers if model.bf16 and isinstance(m, FSDPModule)]
     for layer in layers:
         layer.forward = functools.partial(_forward_float32, layer, dict(layer.named_parameters()))
     bf16, model.bf16 = model.bf16, False

@@ -81,16 +81,19 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """What can be known before anything is loaded: ValueError where the run would fail in the end."""
-        from rmkit.model.folder import saved_head  # flags are read without torch
+        from rmkit.model.family import check_layout  # flags are read without torch
+        from rmkit.model.folder import saved_head
         from rmkit.model.pretrained import load_config
 
         self._check_places()
         if self.against is not None:
             # The first model shows its faults when it is loaded, which is next; this one would hours later.
             try:
-                head = saved_head(load_config(self.against), self.against)
+                architecture = load_config(self.against)
+                check_layout(architecture, self.layout)
+                head = saved_head(architecture, self.against)
             except UserError as error:
-                raise error.about("against") from error
+                raise (error.about("against") if error.field == "model.name" else error) from error
             if head is None:
                 raise UserError("against", self.against, "it is a causal LM, which has no score head")
 

@@ -51,7 +51,7 @@ def compile_layers(model: RewardModel, *, repeatable: bool = False, **how) -> No
         how["options"] = {"deterministic": True} if hasattr(config, "deterministic") else {}
     # One function for all layers, so that all find what one has compiled. Of its class: sharding changes that.
     compiled = torch.compile(_forward, **{"dynamic": True, **how})
-    for layer in model.backbone.layers[:-1]:
+    for layer in model.layers[:-1]:
         layer.forward = functools.partial(compiled, layer)
 
 
@@ -72,7 +72,7 @@ def compiling() -> Iterator[None]:
 @contextlib.contextmanager
 def uncompiled(model: RewardModel) -> Iterator[None]:
     """Within the block the layers run as they are."""
-    held = {layer: vars(layer).pop("forward") for layer in model.backbone.layers if "forward" in vars(layer)}
+    held = {layer: vars(layer).pop("forward") for layer in model.layers if "forward" in vars(layer)}
     try:
         yield
     finally:

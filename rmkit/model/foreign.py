@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from rmkit.errors import UserError, brief
-from rmkit.model.pretrained import check_family
+from rmkit.model.family import FAMILIES, check_family, tested
 
 HEADS = ("score.weight", "value_head.weight")
 """Names of a head without bias: HALOs and OpenRLHF since 0.7 have the first, OpenRLHF before the second. A config.json
@@ -36,6 +36,9 @@ def read(folder: Path) -> tuple[PretrainedConfig, dict[str, Tensor]]:
         raise UserError("source", folder, f"its config.json cannot be used ({brief(error)})") from error
     try:
         check_family(config, str(folder))
+        if not tested(config):
+            hint = f"it is a {config.model_type}; those of {', '.join(FAMILIES)} are converted"
+            raise UserError("model.name", folder, hint)
     except UserError as error:
         raise error.about("source") from error
     held = {name: tensor for name, tensor in _tensors(folder).items() if not any(part in name for part in LEFT_OUT)}

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rmkit.config import DEMO, LoraConfig
 from rmkit.errors import UserError, brief, flag
+from rmkit.model import family
 from rmkit.model.adapter import HEAD, PREFIX, WEIGHTS, Adapter, adapter_in, peft_for
 
 NAME = "default"
@@ -35,7 +36,7 @@ def check(config: LoraConfig, architecture: PretrainedConfig, name: str) -> None
     if adapter is not None:
         _check_same(config, adapter)
         return
-    sides = _sides(skeleton(architecture))
+    sides = _sides(family.skeleton(architecture))
     if absent := [target for target in config.targets if target not in sides]:
         hint = f"{name} has no such linear layer; its decoder layers have {', '.join(sides)}"
         raise UserError("lora.targets", " ".join(absent), hint)
@@ -50,7 +51,7 @@ def check_fit(adapter: Adapter, architecture: PretrainedConfig) -> None:
     why = None
     try:
         with torch.device("meta"):  # whatever rank it gives, nothing is allocated
-            model = _injected(skeleton(architecture), adapter.config)
+            model = _injected(family.skeleton(architecture), adapter.config)
     except Exception as error:  # none of the layers that it names, or whatever the library says of odd values
         why = brief(error)
     else:
@@ -173,12 +174,6 @@ def is_trained(name: str) -> bool:
 def saved_name(name: str) -> str:
     """A parameter's name in PEFT's files, which leave out what the adapter is called."""
     return PREFIX + name.replace(f".{NAME}.", ".")
-
-
-def skeleton(architecture: PretrainedConfig) -> PreTrainedModel:
-    """The classifier without weights, to look at its layers."""
-    with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(copy.deepcopy(architecture))
 
 
 def _sides(classifier: PreTrainedModel) -> dict[str, int]:

@@ -23,15 +23,12 @@ from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, hub
 from rmkit.data.tokenizer import end_token
 from rmkit.errors import UserError, brief
-from rmkit.model import attention, lora, precision, quantised
+from rmkit.model import attention, family, lora, precision, quantised
 from rmkit.model.adapter import Adapter, adapter_in
 from rmkit.model.folder import INDEX, WEIGHTS, check_folder, saved_head
 from rmkit.model.head import draw, fresh_head
 from rmkit.model.reward_model import RewardModel
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
-"""Model types that the exactness tests cover: causal softmax attention in every layer, and nothing else that mixes
-tokens."""
 FLOAT32_BESIDE_BF16 = ("model.norm.weight", "score.weight")
 """What stays float32 under --model.weights bf16"""
 
@@ -49,7 +46,7 @@ def load_config(name: str) -> PretrainedConfig:
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
         hint = f"no model configuration was found {where}"
         raise UserError("model.name", name, f"{hint}{_elsewhere(Path(name))}") from error
-    return check_family(config, name)
+    return family.check_family(config, name)
 
 
 def _elsewhere(path: Path) -> str:
@@ -65,22 +62,10 @@ def _base_config(adapter: Adapter) -> PretrainedConfig:
     except UserError as error:
         hint = f"its base {error.value}: {error.hint}"
         raise UserError("model.name", adapter.name, hint, *error.ways) from error
+    if not family.tested(config):
+        hint = f"its base is a {config.model_type}; adapters are read for {', '.join(family.FAMILIES)}"
+        raise UserError("model.name", adapter.name, hint)
     lora.check_fit(adapter, config)
-    return config
-
-
-def check_family(config: PretrainedConfig, name: str) -> PretrainedConfig:
-    """The configuration, if its tokens are mixed by causal softmax attention alone; else ValueError."""
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            "model.name",
-            name,
-            f"it is a {config.model_type} model. A trie batch is exact only where tokens are "
-            "mixed by causal softmax attention alone (no state space, linear attention, convolution or encoder); "
-            f"tested families: {', '.join(FAMILIES)}",
-        )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise UserError("model.name", name, "its attention is bidirectional, so prefixes cannot be shared")
     return config
 
 
@@ -90,12 +75,12 @@ def check_length(config: PretrainedConfig, max_length: int) -> None:
     Dynamic NTK and LongRoPE choose their frequencies by the longest position in the batch, so past the original
     context a score would depend on its neighbours.
     """
-    if max_length > config.max_position_embeddings:
-        hint = f"the model's context is {config.max_position_embeddings}; set at most that"
+    if max_length > family.context(config):
+        hint = f"the model's context is {family.context(config)}; set at most that"
         raise UserError("data.max_length", max_length, hint)
     scaling = getattr(config, "rope_parameters", None) or {}
     for rope in [scaling, *(v for v in scaling.values() if isinstance(v, dict))]:
-        original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+        original = rope.get("original_max_position_embeddings", family.context(config))
         if rope.get("rope_type") in ("dynamic", "longrope") and max_length > original:
             raise UserError(
                 "data.max_length",
@@ -123,9 +108,7 @@ def build_model(
     architecture.num_labels = len(head.labels)
     architecture.pad_token_id = pad_token_id
     architecture.use_cache = False
-    for dropout in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
-        if getattr(architecture, dropout, 0.0):
-            setattr(architecture, dropout, 0.0)  # as TRL does; sharing a token is exact only without dropout
+    family.without_chance(architecture)
     chosen_attention = implementation(config.batch.layout, architecture)
     torch.manual_seed(config.seed)
     if base == DEMO:
@@ -149,8 +132,9 @@ def build_model(
     if config.model.gradient_checkpointing == "on":  # what auto means was decided before the weights are read
         # Nothing is random, so no generator's state has to be kept for each layer.
         classifier.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
-        getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
+        if family.tested(architecture):
+            # It holds little: all but its keys and values runs on the end tokens alone (rmkit.model).
+            getattr(classifier, classifier.base_model_prefix).layers[-1].gradient_checkpointing = False
     bf16 = precision.resolved(config.model.precision, "cuda" if torch.cuda.is_available() else "cpu", say) == "bf16"
     # from_pretrained hands out evaluation mode, in which transformers recomputes nothing.
     return RewardModel(
@@ -171,8 +155,7 @@ def implementation(layout: str, architecture: PretrainedConfig) -> str:
     if layout != "padded":
         attention.register()
         return attention.NAME
-    # SDPA has no softcap.
-    return "eager" if getattr(architecture, "attn_logit_softcapping", None) else "sdpa"
+    return family.attention_of(architecture)
 
 
 def load_classifier(

@@ -14,6 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from rmkit.batch.planner import pair_cost_of
 from rmkit.batch.trie import PackedBatch
 from rmkit.config import LossConfig
+from rmkit.model import family
+from rmkit.model.attention import NAME
 from rmkit.model.head import Head, plain_head
 from rmkit.model.loss import Comparison, compare
 from rmkit_kernels import Kernels, gather_end_tokens
@@ -25,7 +27,8 @@ class RewardModel(nn.Module):
     In the last layer only keys and values are needed of all T tokens. What follows acts on each token alone, so its
     attention, output projection, MLP and the norms after them run on the S end tokens. Hooks gather the rows. A
     rectangle (padded) keeps the whole last layer and gathers before the final norm. No class of transformers is
-    edited, and every parameter keeps its name.
+    edited, and every parameter keeps its name. A family that `rmkit.model.family` does not list as tested has no hooks:
+    its backbone runs as it is, and the end tokens are gathered from what comes out.
     """
 
     def __init__(
@@ -50,6 +53,12 @@ class RewardModel(nn.Module):
         self._batch: PackedBatch | None = None
         """The batch of a forward pass of ours. None in transformers' own forward, where the hooks do nothing"""
         self._last_input: Tensor | None = None
+        self.tested = family.tested(classifier.config)
+        """Whether the layers of the family are known, and taken apart; others are left as they are"""
+        if self.tested:
+            self._hook()
+
+    def _hook(self) -> None:
         last = self.backbone.layers[-1]
         last.register_forward_pre_hook(self._residual_of_ends, with_kwargs=True)
         last.input_layernorm.register_forward_pre_hook(self._every_row)
@@ -64,6 +73,11 @@ class RewardModel(nn.Module):
         return getattr(self.classifier, self.classifier.base_model_prefix)
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers that are compiled and sharded one by one; none of a family whose layers are left alone."""
+        return self.backbone.layers if self.tested else nn.ModuleList()
+
+    @property
     def config(self) -> PretrainedConfig:
         return self.classifier.config
 
@@ -75,37 +89,46 @@ class RewardModel(nn.Module):
     @functools.cached_property
     def pair_cost(self) -> float:
         """Work of one (query, key) pair of this model, in tokens (`pair_cost_of`)."""
-        config, layers = self.config, self.backbone.layers
-        return pair_cost_of(
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            sum(p.numel() for p in layers.parameters()),
-        )
+        layers, heads, head = family.sizes(self.config)
+        held = self.backbone.layers if self.tested else self.backbone
+        return pair_cost_of(layers, heads, head, sum(p.numel() for p in held.parameters()))
 
     def forward(
         self, batch: PackedBatch, loss: LossConfig | None = None, normalizer: float = 1.0
     ) -> Comparison | Tensor:
         """Run S sequences; with a loss, compare the batch's N pairs by it (the sum over them is divided by
         `normalizer`). Without one: the scores of all C labels, float32 [S, C]."""
-        extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
-        self._batch = batch
-        try:
-            # Each weight is read once in a forward: a cache of its bf16 copies would save nothing, and hold them all.
-            with torch.autocast(batch.input_ids.device.type, torch.bfloat16, self.bf16, cache_enabled=False):
-                ends = self.backbone(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    position_ids=batch.position_ids,
-                    use_cache=False,
-                    **extra,
-                ).last_hidden_state[0]
-        finally:
-            self._batch = self._last_input = None
+        # Each weight is read once in a forward: a cache of its bf16 copies would save nothing, and hold them all.
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, self.bf16, cache_enabled=False):
+            ends = self._ends(batch) if self.tested else self._ends_of_whole(batch)
         weight = self.classifier.score.weight
         if loss is None:
             return self.head.scores(ends, weight)
         return compare(ends, weight, self.head, batch, loss, normalizer, self.kernels)
+
+    def _ends(self, batch: PackedBatch) -> Tensor:
+        """States [S, H] of the end tokens."""
+        extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
+        self._batch = batch
+        try:
+            return self.backbone(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                **extra,
+            ).last_hidden_state[0]
+        finally:
+            self._batch = self._last_input = None
+
+    def _ends_of_whole(self, batch: PackedBatch) -> Tensor:
+        """The same of a family whose layers are left alone. A rectangle has no use for segments, though a rank that has
+        nothing left brings some."""
+        extra = family.taken(self.backbone, position_ids=batch.position_ids, use_cache=False)
+        if self.config._attn_implementation == NAME:
+            extra |= {"segments": batch.segments, "kernels": self.kernels}
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        return self._gather(self.backbone(**given, **extra).last_hidden_state, batch)[0]
 
     def _gather(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """[1, S, H] end tokens of [1, T, H] rows or of a [S, Lmax, H] rectangle."""

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import rmkit
 from rmkit.config import DEMO, TrainConfig, to_dict
+from rmkit.model.family import FAMILIES
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("rmkit.storage", "templates"),
@@ -25,6 +26,7 @@ VLLM = {"gemma3_text": """ --convert classify --hf-overrides '{"architectures": 
 
 
 NOT_OF_THE_MODEL = {("exp_name", ""), ("cache_dir", ""), ("resume", ""), ("overwrite", ""), ("lora", "keep")}
+NOT_OF_THE_MODEL |= {("hub", "push"), ("hub", "private"), ("hub", "revision")}
 """Flags that do not change what is learned: the same model has the same card, whatever its run is called"""
 
 
@@ -35,21 +37,37 @@ class Card:
     config: TrainConfig
     pairs: int
     """Trained on"""
+    steps: int = 0
+    seen: int = 0
+    """Pairs of all steps, each as often as it was taken"""
     held_out_pairs: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     """Of both, by reason"""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Of the last evaluation"""
+    floors: dict[str, float] = field(default_factory=dict)
+    """Accuracy on the held-out pairs of what has not read the answers, by what it does: a model has to be above"""
 
 
-def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length: int) -> str:
+def text(
+    card: Card,
+    *,
+    model_type: str,
+    dtype: str,
+    row: int | None,
+    max_length: int,
+    labels: int = 1,
+    adapter: str | None = None,
+) -> str:
     """The card as Markdown. `row` is the label that is the reward, None where it is a sum of several; the weights are
-    `dtype`."""
+    `dtype`. `labels` is how many there are, `adapter` the base of what is no whole model."""
     config = card.config
     base = _public(config.model.name)
-    metadata: dict[str, Any] = {"pipeline_tag": "text-classification", "library_name": "transformers"}
+    library = "transformers" if adapter is None else "peft"
+    metadata: dict[str, Any] = {"pipeline_tag": "text-classification", "library_name": library}
     if _on_hub(config.model.name):
         metadata["base_model"] = base
+        metadata["base_model_relation"] = "finetune" if adapter is None else "adapter"
     if sets := [each for each in config.data.train if _on_hub(each)]:
         metadata["datasets"] = sets
     metadata["tags"] = ["reward-model", "rmkit"]
@@ -60,6 +78,8 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
         base="scratch, as rmkit's demo" if config.model.name == DEMO else _plain(base),
         version=rmkit.__version__,
         pairs=card.pairs,
+        steps=card.steps,
+        seen=card.seen,
         held_out_pairs=card.held_out_pairs,
         train=_plain(", ".join(map(_public, config.data.train)) or "memory"),
         test=_plain(", ".join(map(_public, config.data.test)) or "memory"),
@@ -68,13 +88,24 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
         low=low,
         high=high,
         loss=card.metrics.get("loss/eval"),
+        log_loss=plain_bt(config),
+        floors=[(_plain(what), share) for what, share in card.floors.items()],
         flags=_plain(" ".join(flags(config)) or "(all by default)"),
         max_length=max_length,
         model_type=model_type,
         dtype=dtype,
         row=row,
+        labels=labels,
+        known=model_type in FAMILIES,
+        adapter=None if adapter is None else _public(adapter),
         vllm_flags=VLLM.get(model_type, ""),
     )
+
+
+def plain_bt(config: TrainConfig) -> bool:
+    """Whether the loss is the mean of -log of the probability that was given to what was preferred."""
+    loss = config.loss
+    return loss.name == "bt" and not (loss.center or loss.label_smoothing) and not config.model.objectives
 
 
 def flags(config: TrainConfig) -> list[str]:

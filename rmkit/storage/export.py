@@ -24,7 +24,7 @@ from rmkit.data.tokenizer import default_template
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import gathered, put_whole
 from rmkit.errors import AgreedError
-from rmkit.model import lora, quantised
+from rmkit.model import family, lora, quantised
 from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.head import Head, from_json, plain_head, to_json
 from rmkit.model.reward_model import RewardModel
@@ -87,7 +87,7 @@ def write_model(
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
-            if card is not None and keep != "adapter" and rank() == 0:
+            if card is not None and rank() == 0:
                 (partial / "README.md").write_text(_card(card, taken), encoding="utf-8")
                 flush([partial / "README.md"])
             if beside is not None:
@@ -104,6 +104,8 @@ def _card(card: Card, taken: Snapshot) -> str:
         dtype=str(taken.config.dtype).removeprefix("torch."),
         row=from_json(contract["head"], len(contract["head"]["labels"])).row,
         max_length=contract["max_length"],
+        labels=len(contract["head"]["labels"]),
+        adapter=taken.adapter and str(taken.adapter["base_model_name_or_path"]),
     )
 
 
@@ -132,6 +134,8 @@ def snapshot(
     adapter = None if merged else lora.described(model.classifier)
     updates = lora.updates(model.classifier) if adapter is None else {}
     state = (lora.plain_state if adapter is None else lora.adapter_state)(model.classifier)
+    if not model.tested:
+        state = _as_saved(model, bf16)
     row = model.head.row if len(head.labels) < len(model.head.labels) else None
     # A sum of weights and updates is float32, and so are the weights beside it.
     beside = torch.float32 if updates else None
@@ -180,6 +184,16 @@ def snapshot(
         },
         adapter=adapter,
     )
+
+
+def _as_saved(model: RewardModel, bf16: bool) -> dict[str, Tensor]:
+    """The state of a family that is never sharded, under the names of its checkpoints; with `bf16` the model's own
+    parameters are rounded first, for what is written may be copies of their parts."""
+    if bf16:
+        with torch.no_grad():
+            for parameter in model.classifier.parameters():
+                parameter.copy_(parameter.to(torch.bfloat16))
+    return family.as_saved(model.classifier, model.classifier.state_dict())
 
 
 def _gathered(tensor: Tensor, update: lora.Update | None, bf16: bool) -> Tensor:

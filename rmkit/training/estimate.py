@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rmkit.batch.trie import PackedBatch
-from rmkit.model import lora
+from rmkit.model import family
 
 FLASH_ROWS = 128
 """Rows in float32 by which flash attention's scratch for dQ grows with each segment, beside its tokens"""
@@ -46,6 +46,8 @@ class Shape:
     embedding: int
     outside: int
     """Parameters outside the layers: embedding, final norm, head"""
+    counted: bool = True
+    """Whether operators were counted one by one; else memory beside the weights and FLOPs are rough"""
 
     @cached_property
     def matrices(self) -> int:
@@ -70,13 +72,14 @@ def shape_of(architecture: PretrainedConfig) -> Shape:
     """The shape of a model, read off its layers without their weights."""
     architecture = copy.deepcopy(architecture)
     architecture.num_labels = 1  # a head of more rows is as small
-    classifier: PreTrainedModel = lora.skeleton(architecture)
+    classifier: PreTrainedModel = family.skeleton(architecture)
+    layers, heads, head = family.sizes(architecture)
+    if not family.tested(architecture):
+        return _rough(classifier, layers, heads, head)
     layer = getattr(classifier, classifier.base_model_prefix).layers[0]
-    heads = architecture.num_attention_heads
-    head = getattr(architecture, "head_dim", None) or architecture.hidden_size // heads
     of_layer = sum(p.numel() for p in layer.parameters())
     return Shape(
-        layers=architecture.num_hidden_layers,
+        layers=layers,
         hidden=architecture.hidden_size,
         heads=heads,
         queries=heads * head,
@@ -87,7 +90,30 @@ def shape_of(architecture: PretrainedConfig) -> Shape:
         norms=sum("norm" in name for name, _ in layer.named_children()),
         head_norms=hasattr(layer.self_attn, "q_norm"),
         embedding=classifier.get_input_embeddings().weight.numel(),
-        outside=sum(p.numel() for p in classifier.parameters()) - architecture.num_hidden_layers * of_layer,
+        outside=sum(p.numel() for p in classifier.parameters()) - layers * of_layer,
+    )
+
+
+def _rough(classifier: PreTrainedModel, layers: int, heads: int, head: int) -> Shape:
+    """The shape of a family whose operators are not written down here: its parameters, spread evenly over the layers,
+    as if each token met all of them."""
+    embedding = classifier.get_input_embeddings().weight.numel()
+    parameters, hidden = sum(p.numel() for p in classifier.parameters()), classifier.score.in_features
+    of_layer = (parameters - embedding) // layers
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        queries=heads * head,
+        keys=heads * head,
+        mlp=4 * hidden,
+        layer=of_layer,
+        linears={"mlp": (hidden, max(1, of_layer // hidden))},
+        norms=2,
+        head_norms=False,
+        embedding=embedding,
+        outside=parameters - layers * of_layer,
+        counted=False,
     )
 
 

@@ -14,7 +14,7 @@ from rmkit.data import demo, source
 from rmkit.data.tokenizer import load_tokenizer
 from rmkit.distributed.collectives import ranks
 from rmkit.errors import UserError
-from rmkit.model import lora, quantised
+from rmkit.model import family, lora, quantised
 from rmkit.model.adapter import tokenizer_of
 from rmkit.model.folder import saved_head
 from rmkit.model.head import Head, fresh_head
@@ -56,13 +56,13 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     quantised.check(config, ranks())
     from_scratch = name == DEMO
     architecture = demo.model_config() if from_scratch else load_config(name)
+    family.check_training(config, architecture)
     lora.check(config.lora, architecture, name)
     head = None if from_scratch else saved_head(architecture, name)
     tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(tokenizer_of(name), say)
     if head is not None and pad_at_end(architecture, tokenizer) is not None:
         say(f"{PAD_AT_END.format(name=name)}. From here on it is trained on the last")
-    context = architecture.max_position_embeddings
-    max_length = config.data.max_length or min(context, DEFAULT_LENGTH, config.batch.max_tokens)
+    max_length = config.data.max_length or min(family.context(architecture), DEFAULT_LENGTH, config.batch.max_tokens)
     check_length(architecture, max_length)
 
     def tokenised(preferences: Dataset) -> TokenisedPairs:

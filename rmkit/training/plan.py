@@ -100,7 +100,8 @@ class Plan:
         parts = f"weights {gib(m.weights)}, gradients {gib(m.gradients)}, Adam {gib(m.states)}"
         parts += f", gathered {gib(m.gathered)}" if m.gathered else ""
         of = f" of {d.memory:.1f}" if d.memory else ""
-        return f"memory, estimated: {gib(m.peak)}{of} on each GPU ({parts}, activations {gib(m.activations)})"
+        roughly = "" if self.shape.counted else " roughly"
+        return f"memory, estimated{roughly}: {gib(m.peak)}{of} on each GPU ({parts}, activations {gib(m.activations)})"
 
     @property
     def gradients(self) -> float:

@@ -14,6 +14,8 @@ def show(plan: Plan, terminal: Terminal) -> None:
     asked = plan.config.model.gradient_checkpointing
     plan = plan.decided()
     terminal.table([*_size(plan), *_memory(plan), *_work(plan)])
+    if not plan.shape.counted:
+        terminal.say("rough for this family, but for the weights: each token is counted as if it met all parameters")
     if plan.devices.kind == "cpu":
         terminal.say("activations are estimated for GPUs alone: --plan.gpus 1 --plan.memory 80 plans for one of 80 GiB")
     elif plan.devices.memory is None:

@@ -49,7 +49,7 @@ class Meter:
 
     @classmethod
     def of(cls, plan: Plan, device: torch.device) -> "Meter":
-        known = device.type == "cuda" and plan.devices.rate
+        known = device.type == "cuda" and plan.shape.counted and plan.devices.rate
         return cls(plan=plan, device=device, rate=plan.devices.rate * plan.devices.count if known else None)
 
     def flops(self, batch: PackedBatch) -> float:
@@ -89,10 +89,23 @@ def card_of(config: TrainConfig, train: TokenisedPairs, test: TokenisedPairs | N
     return Card(
         config=config,
         pairs=len(train),
+        steps=result.progress.step,
+        seen=result.progress.examples,
         held_out_pairs=len(test) if test else 0,
         dropped=dict(dropped),
         metrics=result.metrics,
+        floors=floors(test) if test else {},
     )
+
+
+def floors(test: TokenisedPairs) -> dict[str, float]:
+    """Accuracy on the held-out pairs of what looks at length alone; a tie counts half. Tokens of the whole conversation
+    are compared, the prompt with them, which a pair shares."""
+    lengths = test.lengths.length[test.lengths.place][test.labels["compared"] > 0].astype(np.int64)
+    if not len(lengths):
+        return {}
+    longer = np.sign(lengths[:, 0] - lengths[:, 1])
+    return {"the longer answer wins (in tokens; ties count half)": float((longer.mean() + 1) / 2)}
 
 
 def record(step: Step, progress: Progress, seconds: float, meter: Meter | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rmkit.config import DEMO, TrainConfig
 from rmkit.distributed.collectives import agreed, first_then_others, rank, ranks
 from rmkit.distributed.sharding import distribute
 from rmkit.model import compile as compiler
-from rmkit.model import flash
+from rmkit.model import family, flash
 from rmkit.model.pretrained import build_model
 from rmkit.model.reward_model import RewardModel
 from rmkit.storage import training_state
@@ -100,7 +100,7 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     loading = replace(config, model=replace(config.model, name=name))
     device = accelerator.device
     kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device))
-    compiled = agreed(lambda: compiler.wanted(config.model.compile, device))
+    compiled = family.tested(inputs.architecture) and agreed(lambda: compiler.wanted(config.model.compile, device))
     model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
     if compiled:
         compiler.compile_layers(model, repeatable=config.deterministic)
