@@ -18,7 +18,7 @@ TEXTS = [
 
 
 def small(family="llama", *, head=1, **extra):
-    layers = {"num_hidden_layers": 2, "vocab_size": 128, "num_labels": head}
+    layers = {"num_hidden_layers": 2, "vocab_size": 128, "num_labels": head, "problem_type": "regression"}
     return reward_model(tiny_classifier(family, **{**layers, **extra}), "trie")
 
 
