@@ -215,6 +215,7 @@ def load_scorer(
     max_tokens: int | None = None,
     max_length: int | None = None,
     end_token: Literal["last", "before-pad"] = "last",
+    headless: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Scorer:
     """Load a reward model: a folder that rmkit wrote (its self-check is verified), or anyone's sequence classifier
@@ -223,12 +224,14 @@ def load_scorer(
     Without an rmkit.json, `say` tells what is assumed about template and end token. `max_tokens` defaults to `BUDGET`
     of the device, `max_length` to the model's context, at most `max_tokens` or, without it, `LONGEST`. `end_token`
     matters where a model's pad token ends conversations: before-pad scores the token before it, as transformers does.
+    With `headless` a causal LM is loaded too, for its features: the head that it gets is drawn, and its scores say
+    nothing.
     Raises UserError on a model without a score head, of an untested family, or with missing tensors.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = str(name)
     architecture = load_config(name)
-    if saved_head(architecture, name) is None:
+    if not headless and saved_head(architecture, name) is None:
         kind = architecture.architectures[0]
         train = f"python -m rmkit.train --model.name {name} --data.train FILE"
         hint = f"it is a {kind}, which has no score head; train one with {train}"

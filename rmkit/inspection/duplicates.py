@@ -12,10 +12,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from rmkit.inspection.facts import Facts, mixed
-
-EXAMPLES = 5
-"""Places of each kind that are listed"""
+from rmkit.inspection.facts import EXAMPLES, Facts, mixed
 
 
 def measure(facts: Facts) -> dict[str, Any]:

@@ -16,6 +16,9 @@ import numpy as np
 from rmkit.data import conversation
 from rmkit.inspection import oddities
 
+EXAMPLES = 5
+"""Places of each kind of finding that are listed"""
+
 COLUMNS = (
     *("prompt", "chosen", "rejected"),  # digests
     *("characters_prompt", "characters_chosen", "characters_rejected", "lists_chosen", "lists_rejected", "turns"),

@@ -61,7 +61,7 @@ def bag_of_words(facts: Facts, sample: Sample, seed: int) -> dict[str, Any] | No
 
 
 def differences(pairs: list[Row]) -> tuple[sparse.csr_matrix, list[str]]:
-    """log(1 + count) of each word in the chosen answer minus that in the rejected one, float32 [N, words]; the words."""
+    """log(1 + count) of each word in the chosen answer less that in the rejected one, float32 [N, W]; the W words."""
     counted = [[Counter(_words(text_of(pair[side]))) for side in ("chosen", "rejected")] for pair in pairs]
     spread: Counter[str] = Counter()
     for sides in counted:

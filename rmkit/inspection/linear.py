@@ -1,7 +1,7 @@
 """Bradley-Terry logistic regression on feature differences, and its out-of-sample margins by cross-fitting.
 
-A pair is x = features(preferred) - features(other) [N, H], dense or sparse, and P(preferred wins) = sigmoid(x . w). There
-is no intercept: exchanging the sides changes the sign of x. Minimised over w is
+A pair is x = features(preferred) - features(other) [N, H], dense or sparse; P(preferred wins) = sigmoid(x . w). There is
+no intercept: exchanging the sides changes the sign of x. Minimised over w is
 
     mean over pairs of log(1 + exp(-x . w)) + l2 / 2 |w|^2
 
@@ -104,8 +104,8 @@ def cross_fitted(x: Features, group: np.ndarray, seed: int, folds: int = FOLDS) 
     margin, chosen = np.zeros(x.shape[0]), []
     for k in range(folds):
         inside, out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        chosen.append(best_l2(x[inside], group[inside], seed + 1 + k) if len(inside) else GRID[0])
         if not len(inside) or not len(out):
             continue
-        chosen.append(best_l2(x[inside], group[inside], seed + 1 + k))
         margin[out] = np.asarray(x[out] @ fit(x[inside], chosen[-1]))
     return Fitted(margin=margin, fold=fold, l2=chosen)

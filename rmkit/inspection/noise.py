@@ -10,7 +10,7 @@ sign of a margin; the share e of wrong ones, m and s are fitted by expectation m
 
 confident: confident learning (Northcutt, Jiang and Chuang, 2021, equations 1 and 2) on two classes that mirror each
 other: the threshold t is the mean out-of-sample probability of the given label; a pair counts as right where that
-probability is at least t, as wrong where the probability of the other label is; the estimate is wrong / (wrong + right).
+probability is at least t, as wrong where that of the other label is; the estimate is wrong / (wrong + right).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Read the pairs of all sources once, in a stream: facts of every pair, and a sample of whole prompts with its texts."""
+"""Read the pairs of all sources once, in a stream: facts of every pair, and a sample of whole prompts with texts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,7 +50,9 @@ class Sample:
         values, counts = np.unique(digests, return_counts=True)
         self._limit = int(values[max(0, np.searchsorted(np.cumsum(counts), self.most, "right") - 1)])
         kept = np.flatnonzero(digests <= self._limit).tolist()
-        self.digests, self.rows, self.pairs = ([part[i] for i in kept] for part in (self.digests, self.rows, self.pairs))
+        self.digests, self.rows, self.pairs = (
+            [part[i] for i in kept] for part in (self.digests, self.rows, self.pairs)
+        )
 
     def first(self, most: int) -> "Sample":
         """A smaller sample of this one."""
@@ -107,3 +109,10 @@ def read(
         raise UserError(f"data.{split}", None, f"no pair is left to look at ({'. '.join(lines)}{alone})")
     sample.cut()
     return Read(facts=facts, sample=sample, counts=counts, lines=lines)
+
+
+def again(names: Sequence[str], split: source.Split, columns: tuple[str, ...], bad_rows: str) -> Iterator[Row]:
+    """The pairs that `read` read, in the same order, without a word."""
+    for origin, rows in (each for name in names for each in source.sources_of(name, split, lambda text: None)):
+        whole = replace(origin, columns=columns, bad_rows=bad_rows)
+        yield from (pair for pair in cache.read(whole, rows, cache.empty_report()) if pair["compared"])

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from rmkit.errors import UserError
-from rmkit.inspection.duplicates import EXAMPLES
-from rmkit.inspection.facts import Facts, Row, mixed
+from rmkit.inspection.facts import EXAMPLES, Facts, Row, mixed
 
 NEAR = 0.8
 PERMUTATIONS = 64

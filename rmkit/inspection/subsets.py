@@ -21,7 +21,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each subset, the most harmful first. `gain` is the accuracy on other subsets without it less that with
     it; None where a subset cannot be tried. `suspect` bool [N]."""
-    rows = []
+    rows, x = [], scaled(x)
     counts = np.bincount(subset, minlength=len(names))
     for code in np.argsort(-counts, kind="stable")[:MOST].tolist():
         inside = subset == code
@@ -33,7 +33,7 @@ def measure(
             "accuracy": float(right(fitted.margin[inside]).mean()),
             "suspects": int(suspect[inside].sum()),
         }
-        rows.append(row | _without(scaled(x), group, inside, fitted))
+        rows.append(row | _without(x, group, inside, fitted))
     return sorted(rows, key=lambda row: -(row["gain"] if row["gain"] is not None else -1.0))
 
 
@@ -41,12 +41,12 @@ def _without(x: np.ndarray, group: np.ndarray, inside: np.ndarray, fitted: Fitte
     others = ~inside
     if inside.sum() < FEWEST or others.sum() < FEWEST:
         return {"gain": None, "low": None, "high": None, "hurts": False}
-    margin, l2 = np.zeros(len(inside)), float(np.median(fitted.l2))
+    margin = np.zeros(len(inside))
     for k in range(FOLDS):
         out = others & (fitted.fold == k)
         learned = others & (fitted.fold != k)
         if out.any() and learned.any():
-            margin[out] = x[out] @ fit(x[learned], l2)
+            margin[out] = x[out] @ fit(x[learned], fitted.l2[k])
     gain = (right(margin) - right(fitted.margin))[others]
     _, of = np.unique(group[others], return_inverse=True)
     sums = np.bincount(of, weights=gain - gain.mean())
