@@ -107,7 +107,9 @@ def _cycle(edges: dict[tuple[int, int], list[int]]) -> dict[str, Any] | None:
     if shortest is None:
         return None
     steps = zip(shortest, [*shortest[1:], shortest[0]], strict=True)
-    return {"pairs": np.array(found, np.int64), "shortest": [edges[step][0] for step in steps]}
+    rows = [edges[step][0] for step in steps]
+    first = rows.index(min(rows))
+    return {"pairs": np.array(found, np.int64), "shortest": rows[first:] + rows[:first]}
 
 
 def _path(after: dict[int, list[int]], start: int, stop: int) -> list[int]:

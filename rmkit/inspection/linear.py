@@ -1,6 +1,6 @@
 """Bradley-Terry logistic regression on feature differences, and its out-of-sample margins by cross-fitting.
 
-A pair is x = features(preferred) - features(other) [N, H], dense or sparse; P(preferred wins) = sigmoid(x . w). There is
+A pair is x = features(preferred) - features(other) [N, H], dense or sparse; P(preferred wins) = sigmoid(x . w). It has
 no intercept: exchanging the sides changes the sign of x. Minimised over w is
 
     mean over pairs of log(1 + exp(-x . w)) + l2 / 2 |w|^2

@@ -34,13 +34,11 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
         figures.append(
             (
                 "tokens an epoch",
-                f"{round(tokens['trie']):,} as a trie, {round(tokens['flat']):,} flat, {round(tokens['padded']):,} padded"
-                f" ({tokens['tokenizer']}; of {tokens['sampled_pairs']:,} pairs)",
+                f"{round(tokens['trie']):,} as a trie, {round(tokens['flat']):,} flat, "
+                f"{round(tokens['padded']):,} padded ({tokens['tokenizer']}; of {tokens['sampled_pairs']:,} pairs)",
             )
         )
-    figures += [
-        (f"floor: {name}", accuracy(floor) if floor else "too few pairs") for name, floor in found["floors"].items()
-    ]
+    figures += [(name, accuracy(floor) if floor else "too few pairs") for name, floor in found["floors"].items()]
     if shared := found["shared"]:
         figures.append(
             (
