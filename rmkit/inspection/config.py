@@ -36,8 +36,8 @@ class InspectConfig:
     data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")] = ()
     """Preference pairs: named sets, hub ids (NAME or NAME:SPLIT) or paths, mixed. By default the embedded set."""
     model: Annotated[str | None, arg(aliases=["--model.name"])] = None
-    """A reward model (what rmkit.train leaves in FINAL/) or a causal LM. Its end-token features tell which labels are
-    suspect; a model that was trained on these very pairs has seen their labels, and finds fewer."""
+    """A reward model (what rmkit.train leaves in FINAL/) or a causal LM, whose features tell which labels are suspect.
+    One that was trained on these very pairs has seen their labels, and finds fewer."""
     test: Annotated[tuple[str, ...], arg(aliases=["--data.test"])] = ()
     """Held-out pairs: what they share with DATA is counted, exactly, and nearly by MinHash."""
     tokenizer: str | None = None
@@ -51,16 +51,16 @@ class InspectConfig:
     bad_rows: Literal["stop", "drop"] = "drop"
     """A row that cannot be read stops the run, or is left out, counted and listed."""
     write: Write = "drop"
-    """What kept.jsonl, a file for --data.train, makes of suspects. drop: leaves them out. weight, target: keeps them
-    with the probability that their label is right as their weight, or as their target."""
+    """What kept.jsonl, a file for --data.train, makes of suspects. drop: they are left out.
+    weight, target: they are kept, with the probability that their label is right as that."""
     suspects: Annotated[int | None, arg(metavar="N")] = None
     """How many pairs are suspects; by default as many as the estimated label noise says."""
     pairs: Annotated[int, arg(metavar="N")] = 20_000
-    """Most pairs that the model reads, and that words are counted in; a larger set is sampled by whole prompts.
-    0: all."""
+    """Most pairs that the model reads, and that words are counted in; 0: all.
+    A larger set is sampled by whole prompts."""
     max_length: int | None = None
-    """Longest conversation in tokens; longer ones are cut at the start for the model. By default the model's context,
-    at most 2048."""
+    """Longest conversation in tokens; longer ones lose their start.
+    By default the model's context, at most 2048."""
     seed: int = 0
     """Draws the folds of cross-validation."""
 

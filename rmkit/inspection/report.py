@@ -52,7 +52,12 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
         noise = judged["noise"]
         figures += [
             ("head, out of sample", accuracy(judged["accuracy"])),
-            ("label noise", f"{rate(noise['mixture'])} (confident learning: {rate(noise['confident'])})"),
+            (
+                "label noise",
+                "not known"
+                if judged["blind"]
+                else f"{rate(noise['mixture'])} (confident learning: {rate(noise['confident'])})",
+            ),
             ("suspects", f"{judged['suspects']:,} of {judged['pairs']:,} pairs"),
         ]
     return figures
@@ -95,6 +100,11 @@ def stands_out(found: Found) -> Iterator[str]:
         yield (
             f"a trie computes {tokens['saved_against_padded']:.0%} fewer tokens than padded batches, "
             f"{tokens['saved_against_flat']:.0%} fewer than unpadded ones"
+        )
+    if judged and judged["blind"]:
+        yield (
+            f"the head is no better than a coin on pairs that it has not seen ({accuracy(judged['accuracy'])}): this "
+            "model's features tell nothing of these labels, and no pair is a suspect for it"
         )
     for row in judged["subsets"] if judged else ():
         if row["hurts"]:

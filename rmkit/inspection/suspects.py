@@ -39,7 +39,7 @@ def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int
     """Cross-fit the head on features x [N, H] (chosen less rejected) of the pairs `at` of the sample, and judge each.
 
     As many pairs are suspects as the mixture's estimate of wrong labels says, but none whose label the head agrees
-    with; `asked` sets another number. Raises UserError where nothing can be fitted.
+    with, and none at all where the head is no better than a coin; `asked` sets another number. Raises UserError where nothing can be fitted.
     """
     rows = np.array(sample.rows, np.int64)[at]
     preferred, prompt = facts["preferred"][rows], facts["prompt"][rows]
@@ -51,7 +51,10 @@ def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int
     e, m, s = noise.mixture(fitted.margin)
     worst = np.argsort(fitted.margin, kind="stable")
     disagreed = int((fitted.margin < 0).sum())
-    count = min(round(rates["mixture"]["share"] * len(at)), disagreed) if asked is None else min(asked, len(at))
+    accuracy = share(linear.right(fitted.margin), prompt)
+    blind = accuracy["low"] <= 0.5
+    estimated = 0 if blind else min(round(rates["mixture"]["share"] * len(at)), disagreed)
+    count = estimated if asked is None else min(asked, len(at))
     suspects = worst[:count]
     suspect = np.zeros(len(at), bool)
     suspect[suspects] = True
@@ -60,7 +63,8 @@ def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int
         "hidden": x.shape[1],
         "folds": linear.FOLDS,
         "l2": fitted.l2,
-        "accuracy": share(linear.right(fitted.margin), prompt),
+        "accuracy": accuracy,
+        "blind": blind,
         "noise": rates,
         "disagreed": disagreed,
         "suspects": count,

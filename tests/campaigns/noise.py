@@ -2,7 +2,7 @@
 
     python tests/campaigns/noise.py --data FOLDER --lm FOLDER     # hh_harmless and dpo_en_demo with a pretrained LM
     python tests/campaigns/noise.py --demo FINAL                  # the embedded set with a reward model of it
-    python tests/campaigns/noise.py .. --retrain                  # the demo also trained anew on noisy and on kept pairs
+    python tests/campaigns/noise.py .. --retrain                  # the demo also trained anew, on noisy and kept pairs
 
 For each set: the features of some pairs are computed once (the backbone is frozen). Then, for each share of flipped
 labels and each of three seeds: labels are flipped, pairs are judged as `rmkit.inspect --model` judges them, and it is
