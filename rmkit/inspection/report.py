@@ -54,9 +54,7 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
             ("head, out of sample", accuracy(judged["accuracy"])),
             (
                 "label noise",
-                "not known"
-                if judged["blind"]
-                else f"{rate(noise['mixture'])} (confident learning: {rate(noise['confident'])})",
+                "not known" if judged["blind"] else noises(noise),
             ),
             ("suspects", f"{judged['suspects']:,} of {judged['pairs']:,} pairs"),
         ]
@@ -71,6 +69,11 @@ def accuracy(share: Found) -> str:
 def rate(share: Found) -> str:
     """12.1 % (9.8 to 14.5)."""
     return f"{share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
+
+
+def noises(noise: Found) -> str:
+    """Both estimates of the share of wrong labels."""
+    return f"{rate(noise['mixture'])} (confident learning: {rate(noise['confident'])})"
 
 
 def stands_out(found: Found) -> Iterator[str]:

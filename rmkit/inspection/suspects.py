@@ -39,7 +39,8 @@ def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int
     """Cross-fit the head on features x [N, H] (chosen less rejected) of the pairs `at` of the sample, and judge each.
 
     As many pairs are suspects as the mixture's estimate of wrong labels says, but none whose label the head agrees
-    with, and none at all where the head is no better than a coin; `asked` sets another number. Raises UserError where nothing can be fitted.
+    with, and none at all where the head is no better than a coin; `asked` sets another number. Raises UserError where
+    nothing can be fitted.
     """
     rows = np.array(sample.rows, np.int64)[at]
     preferred, prompt = facts["preferred"][rows], facts["prompt"][rows]

@@ -45,7 +45,7 @@ from rmkit.terminal import Terminal
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "noise.json"
 SHARES = (0.0, 0.1, 0.2)
 SEEDS = (0, 1, 2)
-CHUNK = 40
+CHUNK = 20
 """Pairs of a scoring pass; the features so far are kept, so that a stopped campaign goes on"""
 
 
@@ -59,8 +59,8 @@ def features_of(name: str, model: str, files: dict[str, str], most: dict[str, in
         sample = Sample(most=0, **{n: [getattr(sample, n)[i] for i in order] for n in ("digests", "rows", "pairs")})
         parts = []
         for start in range(0, len(sample.pairs), CHUNK):
-            held = cache / f"{name}-{split}-{most[split]}-{length}-{start}.npz"
             part = sample.pairs[start : start + CHUNK]
+            held = cache / f"{name}-{split}-{length}-{start}-{len(part)}.npz"  # of any larger sample too
             if not held.exists():
                 scorer = scorer or features.load(model, length, print)
                 began = time.perf_counter()
@@ -184,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of NAME/train.jsonl and NAME/test.jsonl")
     parser.add_argument("--lm", help="folder of a pretrained causal LM")
+    parser.add_argument("--sets", nargs="+", default=["hh_harmless", "dpo_en_demo"])
     parser.add_argument("--demo", help="folder of a reward model of the embedded set")
     parser.add_argument("--retrain", action="store_true")
     parser.add_argument("--pairs", type=int, default=400)
@@ -198,7 +199,7 @@ def main() -> None:
     todo = {}
     if given.demo:
         todo["demo"] = (given.demo, lambda: of_demo(given.demo, given.cache))
-    for name in ("dpo_en_demo", "hh_harmless") if given.data else ():
+    for name in given.sets if given.data else ():
         files = {split: f"{given.data}/{name}/{split}.jsonl" for split in ("train", "test")}
         most = {"train": given.pairs, "test": given.test_pairs}
         todo[name] = (
