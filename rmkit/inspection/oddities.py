@@ -11,7 +11,7 @@ from typing import Any
 ODDITIES = {
     "odd role": "a role that is none of system, user, assistant, tool",
     "same role twice": "two messages of one role in a row",
-    "no user turn last": "the prompt does not end in a turn of the user or of a tool",
+    "no user turn last": "a prompt that does not end in a turn of the user or of a tool",
     "system message late": "a system message after the first message",
     "empty turn": "a message of the prompt without text",
     "answer of no assistant": "an answer that does not end in an assistant's message",

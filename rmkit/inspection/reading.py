@@ -86,7 +86,7 @@ def read(
 
     Raises ValueError as `source.load` does, and where no pair is left.
     """
-    facts, sample, counts, lines = Facts(), Sample(most=most), Counts(), []
+    facts, sample, counts, lines, renamed = Facts(), Sample(most=most), Counts(), [], False
     shown = began = time.perf_counter()
     for origin, rows in (each for name in names for each in source.sources_of(name, split, terminal.say)):
         report, kept = cache.empty_report(), 0
@@ -103,7 +103,10 @@ def read(
                 shown = now
                 terminal.say(f"read {len(facts):,} pairs  {len(facts) / (now - began):,.0f} pairs/s")
         counts.add(report, kept)
+        renamed |= bool(report["columns"])
         lines.append(source.tell(origin.shown, kept, report, terminal.say))
+    if columns and not renamed:
+        raise UserError("data.columns", " ".join(columns), "no row has such a field")
     if not len(facts):
         alone = f"; {facts.rated} rated responses are compared with nothing" if facts.rated else ""
         raise UserError(f"data.{split}", None, f"no pair is left to look at ({'. '.join(lines)}{alone})")

@@ -86,11 +86,11 @@ def stands_out(found: Found) -> Iterator[str]:
     if longer and longer["high"] < 0.45:
         yield f"the shorter answer is preferred in {1 - longer['accuracy']:.0%} of pairs: judge a model against that"
     if n := duplicates["repeated"]["pairs"]:
-        yield f"{n:,} pairs repeat an earlier one: {duplicates['repeated']['examples'][0]}"
+        yield f"pairs that repeat an earlier one: {n:,}, such as {duplicates['repeated']['examples'][0]}"
     if n := duplicates["contradictory"]["pairs"]:
-        yield f"{n:,} pairs contradict one another: {duplicates['contradictory']['examples'][0]}"
+        yield f"pairs that contradict another: {n:,}, such as {duplicates['contradictory']['examples'][0]}"
     if n := duplicates["cycles"]["pairs"]:
-        yield f"{n:,} pairs lie on a cycle (A > B > C > A): {duplicates['cycles']['examples'][0]}"
+        yield f"pairs on a cycle (A > B > C > A): {n:,}, such as {duplicates['cycles']['examples'][0]}"
     if shared and (shared["pairs"] or shared["prompts"] or (shared["near"] and shared["near"]["prompts"])):
         near = f", {shared['near']['prompts']:,} more nearly" if shared["near"] else ""
         yield (
@@ -98,7 +98,7 @@ def stands_out(found: Found) -> Iterator[str]:
             f"{shared['prompts']:,} of its {shared['test_prompts']:,} prompts stand in training too{near}"
         )
     for name, odd in found["oddities"].items():
-        yield f"{odd['pairs']:,} pairs: {ODDITIES[name]} ({odd['examples'][0]})"
+        yield f"pairs with {ODDITIES[name]}: {odd['pairs']:,}, such as {odd['examples'][0]}"
     if tokens := found["tokens"]:
         yield (
             f"a trie computes {tokens['saved_against_padded']:.0%} fewer tokens than padded batches, "
