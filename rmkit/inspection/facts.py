@@ -83,7 +83,7 @@ class Facts:
         values = (
             *(digest, digest_of(chosen), digest_of(rejected)),
             sum(len(message["content"] or "") for message in prompt),
-            *(len(texts[1]), len(texts[2]), len(LIST_ITEM.findall(texts[1])), len(LIST_ITEM.findall(texts[2]))),
+            *(len(texts[1]), len(texts[2]), list_items(texts[1]), list_items(texts[2])),
             len(prompt) + len(chosen),
             flags | oddities.roles(prompt, chosen, rejected),
             1 if target is None or target > 0.5 else -1 if target < 0.5 else 0,
@@ -98,6 +98,13 @@ class Facts:
 def text_of(messages: list[Row]) -> str:
     """The text of some messages; of most answers there is one."""
     return messages[0]["content"] or "" if len(messages) == 1 else "\n".join(m["content"] or "" for m in messages)
+
+
+def list_items(text: str) -> int:
+    """How many lines of a text are items of a list."""
+    if "\n" not in text:  # most of the time is spent where there is no second line to look for
+        return 1 if LIST_ITEM.match(text) else 0
+    return len(LIST_ITEM.findall(text))
 
 
 def digest_of(messages: list[Row], options: Row | None = None) -> int:

@@ -28,8 +28,10 @@ LOOKED_AT = 400
 """Characters of a text whose script is looked up: the first ones."""
 LONG = 200
 """Characters from which on an answer is expected to end as a sentence, a list or code does"""
-_MID = re.compile(r"[\w,;:(\[]\Z")
-_LIST_END = re.compile(r"(^|\n)\s*([-*+]|\d+[.)]|\||#|`{3}|\S+@|https?:)[^\n]*\Z")
+_OPEN = ",;:([_"
+"""What no sentence ends in, besides letters and digits"""
+_UNENDED = re.compile(r"\s*([-*+]|\d+[.)]|\||#|`{3}|\S+@|https?:)")
+"""How a line starts that needs no full stop: of a list, a table, a heading, code, an address"""
 
 Messages = list[dict[str, Any]]
 
@@ -55,8 +57,10 @@ def seems_cut(text: str) -> bool:
     """Whether a long answer ends within a sentence: in a letter, a comma or an open bracket, outside a list."""
     if len(text) < LONG:
         return False
-    end = text[-LOOKED_AT:].rstrip()
-    return bool(_MID.search(end)) and not _LIST_END.search(end) and script(end[-20:]) not in ("THAI", "LAO", "KHMER")
+    end = text.rstrip()
+    if not end or not (end[-1].isalnum() or end[-1] in _OPEN):
+        return False
+    return not _UNENDED.match(end, end.rfind("\n") + 1) and script(end[-20:]) not in ("THAI", "LAO", "KHMER")
 
 
 def roles(prompt: Messages, chosen: Messages, rejected: Messages) -> int:
