@@ -1,6 +1,7 @@
 """Planted label noise: are flipped labels found, is their share estimated, and does leaving them out help?
 
     python tests/campaigns/noise.py --data FOLDER --lm FOLDER     # hh_harmless and dpo_en_demo with a pretrained LM
+    python tests/campaigns/noise.py --data FOLDER --words         # the same sets with word counts for features: no LM
     python tests/campaigns/noise.py --demo FINAL                  # the embedded set with a reward model of it
     python tests/campaigns/noise.py .. --retrain                  # the demo also trained anew, on noisy and kept pairs
 
@@ -31,12 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from scipy.sparse.linalg import svds
 from scipy.stats import rankdata
 
 from rmkit.batch.pairs import tokenise
 from rmkit.config import DataConfig
 from rmkit.data import demo
-from rmkit.inspection import features, linear, reading, suspects
+from rmkit.inspection import features, floors, linear, reading, suspects
 from rmkit.inspection.reading import Sample
 from rmkit.inspection.tokens import dataset_of
 from rmkit.runtime import environment
@@ -45,6 +47,7 @@ from rmkit.terminal import Terminal
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "noise.json"
 SHARES = (0.0, 0.1, 0.2)
 SEEDS = (0, 1, 2)
+WORD_FEATURES = 200
 CHUNK = 20
 """Pairs of a scoring pass; the features so far are kept, so that a stopped campaign goes on"""
 
@@ -76,6 +79,23 @@ def features_of(name: str, model: str, files: dict[str, str], most: dict[str, in
             "at": np.concatenate([at for at, _ in parts]),
             "x": np.concatenate([x for _, x in parts]),
         }
+    return found
+
+
+def words_of(files: dict[str, str]) -> dict:
+    """All pairs of a set with word counts for features: differences of log(1 + count) (`floors.differences`), projected
+    on the `WORD_FEATURES` directions in which those of the training pairs vary most (truncated SVD)."""
+    terminal, found, held = Terminal(Console(), True), {}, {}
+    for split, file in files.items():
+        read = reading.read((file,), split, terminal, most=0)
+        held[split] = read
+    both = floors.differences([*held["train"].sample.pairs, *held["test"].sample.pairs])[0].astype(np.float64)
+    cut = len(held["train"].sample.pairs)
+    size = min(WORD_FEATURES, cut - 1, both.shape[1] - 1)
+    _, _, directions = svds(both[:cut], k=size, v0=np.ones(min(cut, both.shape[1])))
+    for split, x in (("train", both[:cut]), ("test", both[cut:])):
+        of = {"sample": held[split].sample, "facts": held[split].facts, "at": np.arange(x.shape[0])}
+        found[split] = {**of, "x": np.asarray(x @ directions.T, np.float32)}
     return found
 
 
@@ -186,6 +206,7 @@ def main() -> None:
     parser.add_argument("--lm", help="folder of a pretrained causal LM")
     parser.add_argument("--sets", nargs="+", default=["hh_harmless", "dpo_en_demo"])
     parser.add_argument("--demo", help="folder of a reward model of the embedded set")
+    parser.add_argument("--words", action="store_true")
     parser.add_argument("--retrain", action="store_true")
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--test-pairs", type=int, default=150)
@@ -195,39 +216,40 @@ def main() -> None:
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"bench": "noise", "sets": {}}
-    todo = {}
     if given.demo:
-        todo["demo"] = (given.demo, lambda: of_demo(given.demo, given.cache))
+        record("demo", Path(given.demo).parent.name, 256, of_demo(given.demo, given.cache))
     for name in given.sets if given.data else ():
         files = {split: f"{given.data}/{name}/{split}.jsonl" for split in ("train", "test")}
-        most = {"train": given.pairs, "test": given.test_pairs}
-        todo[name] = (
-            given.lm,
-            lambda n=name, f=files, m=most: features_of(n, given.lm, f, m, given.length, given.cache),
-        )
-    for name, (model, compute) in todo.items():
-        found = compute()
-        if given.only_features:
-            continue
-        result["sets"][name] = {
-            "model": Path(model).name,
-            "max_length": 256 if name == "demo" else given.length,
-            "train_pairs": len(found["train"]["at"]),
-            "test_pairs": len(found["test"]["at"]),
-            "cells": cells(found),
-        }
-    if given.retrain:
-        retrains = result["sets"].setdefault("demo, trained anew", {"cells": []})["cells"]
-        for share in SHARES[1:]:
-            for seed in SEEDS:
-                with tempfile.TemporaryDirectory() as folder:
-                    retrains.append(retrained(share, seed, Path(folder)))
+        if given.words:
+            record(f"{name}, words", "word counts", None, words_of(files))
+        if given.lm:
+            most = {"train": given.pairs, "test": given.test_pairs}
+            found = features_of(name, given.lm, files, most, given.length, given.cache)
+            if not given.only_features:
+                record(name, Path(given.lm).name, given.length, found)
+    for share in SHARES[1:] if given.retrain else ():
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as folder:
+                add("demo, trained anew", {}, [retrained(share, seed, Path(folder))])
+
+
+def record(name: str, model: str, length: int | None, found: dict) -> None:
+    """Measure every cell of a set and add them to the results."""
+    about = {"features": model, "hidden": found["train"]["x"].shape[1], "max_length": length}
+    about |= {f"{split}_pairs": len(found[split]["at"]) for split in ("train", "test")}
+    add(name, about, cells(found))
+
+
+def add(name: str, about: dict[str, Any], cells: list[dict[str, Any]]) -> None:
+    """Add cells to the results file, in place of earlier ones of the same share and seed."""
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"bench": "noise", "sets": {}}
+    new = {(cell["share"], cell["seed"]) for cell in cells}
+    held = [c for c in result["sets"].get(name, {}).get("cells", []) if (c["share"], c["seed"]) not in new]
+    result["sets"][name] = {**about, "cells": sorted(held + cells, key=lambda cell: (cell["share"], cell["seed"]))}
     result["environment"] = environment(torch.device("cpu"), 1)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    for name, of in result["sets"].items():
-        for cell in of["cells"]:
-            print(name, json.dumps(cell))
+    for cell in cells:
+        print(name, json.dumps(cell), flush=True)
 
 
 if __name__ == "__main__":
