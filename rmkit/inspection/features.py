@@ -5,7 +5,6 @@ import torch
 
 from rmkit.batch.pairs import tokenise
 from rmkit.config import DataConfig
-from rmkit.errors import UserError
 from rmkit.inspection.reading import Sample, Say
 from rmkit.inspection.tokens import dataset_of
 from rmkit.scorer import Scorer, load_scorer
@@ -25,6 +24,4 @@ def of_pairs(sample: Sample, scorer: Scorer, max_length: int, say: Say) -> tuple
     those that are equal then are left out."""
     config = DataConfig(overlong="keep-end")
     pairs = tokenise(dataset_of(sample.pairs), scorer.tokenizer, config, max_length, say)
-    if not len(pairs):
-        raise UserError("data.train", None, "no pair is left to score")
     return pairs.chosen.rows.astype(np.int64), scorer.features(pairs)
