@@ -66,3 +66,14 @@ def test_an_interval_widens_where_pairs_share_prompts():
     assert alone["high"] - alone["low"] == pytest.approx(0.169, abs=0.01)
     assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
     assert floors.share(np.ones(40), np.arange(40))["low"] == pytest.approx(0.912, abs=0.001)  # Wilson's
+
+
+def test_differences_are_of_log_counts_of_words_that_are_not_rare():
+    pairs = [pair("p", "a a b", "a c", 0), pair("q", "a rare", "b c", 1), pair("r", "b c", "a", 2)]
+    matrix, words = floors.differences(pairs)
+    assert sorted(words) == ["a", "b", "c"]
+    assert words[0] == "a"  # the most common first
+    at = {word: matrix.toarray()[:, i] for i, word in enumerate(words)}
+    one, two = np.log(2), np.log(3) - np.log(2)
+    np.testing.assert_allclose(at["a"], [two, one, -one], rtol=1e-6)
+    np.testing.assert_allclose(at["c"], [-one, -one, one], rtol=1e-6)

@@ -8,6 +8,7 @@ sample; Cochran, Sampling Techniques, 1977, section 3.12).
 
 import math
 import re
+from array import array
 from collections import Counter
 from typing import Any
 
@@ -62,24 +63,26 @@ def bag_of_words(facts: Facts, sample: Sample, seed: int) -> dict[str, Any] | No
 
 def differences(pairs: list[Row]) -> tuple[sparse.csr_matrix, list[str]]:
     """log(1 + count) of each word in the chosen answer less that in the rejected one, float32 [N, W]; the W words."""
-    counted = [[Counter(_words(text_of(pair[side]))) for side in ("chosen", "rejected")] for pair in pairs]
-    spread: Counter[str] = Counter()
-    for sides in counted:
-        for counts in sides:
-            spread.update(counts.keys())
-    words = [word for word, count in spread.most_common(VOCABULARY) if count >= RAREST]
-    index = {word: i for i, word in enumerate(words)}
-    start, columns, values = [0], [], []
-    for chosen, rejected in counted:
-        for word in chosen.keys() | rejected.keys():
-            if word in index and chosen[word] != rejected[word]:
-                columns.append(index[word])
+    index: dict[str, int] = {}
+    spread: list[int] = []  # answers that each word stands in
+    start, columns, values = [0], array("i"), array("f")
+    for pair in pairs:
+        chosen, rejected = (Counter(_words(text_of(pair[side]))) for side in ("chosen", "rejected"))
+        for word in {**chosen, **rejected}:  # not a set, whose order changes from run to run
+            at = index.setdefault(word, len(spread))
+            if at == len(spread):
+                spread.append(0)
+            spread[at] += (word in chosen) + (word in rejected)
+            if chosen[word] != rejected[word]:
+                columns.append(at)
                 values.append(math.log1p(chosen[word]) - math.log1p(rejected[word]))
         start.append(len(columns))
-    shape = len(pairs), len(words)
+    shape = len(pairs), len(spread)
     matrix = sparse.csr_matrix((np.array(values, np.float32), np.array(columns, np.int32), start), shape=shape)
-    matrix.sort_indices()  # sets have no order of their own, and a sum of floats has
-    return matrix, words
+    common = np.argsort(-np.array(spread, np.int64), kind="stable")[:VOCABULARY]
+    common = common[np.array(spread, np.int64)[common] >= RAREST]
+    words = list(index)
+    return matrix[:, common].tocsr(), [words[i] for i in common.tolist()]
 
 
 def _words(text: str) -> list[str]:

@@ -38,7 +38,9 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
                 f"{round(tokens['padded']):,} padded ({tokens['tokenizer']}; of {tokens['sampled_pairs']:,} pairs)",
             )
         )
-    figures += [(name, accuracy(floor) if floor else "too few pairs") for name, floor in found["floors"].items()]
+    figures += [
+        (name, accuracy(floor) if floor else "too few pairs or words") for name, floor in found["floors"].items()
+    ]
     if shared := found["shared"]:
         figures.append(
             (

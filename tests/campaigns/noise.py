@@ -217,7 +217,7 @@ def main() -> None:
     given.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if given.demo:
-        record("demo", Path(given.demo).parent.name, 256, of_demo(given.demo, given.cache))
+        record("demo", "a reward model trained on the set", 256, of_demo(given.demo, given.cache))
     for name in given.sets if given.data else ():
         files = {split: f"{given.data}/{name}/{split}.jsonl" for split in ("train", "test")}
         if given.words:
