@@ -24,4 +24,5 @@ def of_pairs(sample: Sample, scorer: Scorer, max_length: int, say: Say) -> tuple
     those that are equal then are left out."""
     config = DataConfig(overlong="keep-end")
     pairs = tokenise(dataset_of(sample.pairs), scorer.tokenizer, config, max_length, say)
+    say(f"both answers of {len(pairs):,} pairs are run through the model once")
     return pairs.chosen.rows.astype(np.int64), scorer.features(pairs)
