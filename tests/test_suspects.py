@@ -33,6 +33,7 @@ def test_planted_flips_are_the_suspects():
     assert rows[0]["probability"] == min(row["probability"] for row in rows)
     assert rows[0]["label_is_right"] < 0.1
     assert not found.found["blind"]
+    assert found.found["noise"]["at_most"] > flipped.mean()
 
 
 def test_a_head_that_is_a_coin_suspects_nobody_unless_asked():

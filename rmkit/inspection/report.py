@@ -7,6 +7,8 @@ from rmkit.data.counts import in_words
 from rmkit.inspection.oddities import ODDITIES
 
 Found = dict[str, Any]
+WEAK = 0.8
+"""Accuracy of the head below which estimates of label noise are far off (bench/results/noise.json)"""
 TABLES = {
     "lengths": ("length", "smallest", "median", "95 %", "99 %", "largest"),
     "floors": ("floor", "accuracy", "95 % interval", "pairs"),
@@ -75,7 +77,8 @@ def rate(share: Found) -> str:
 
 def noises(noise: Found) -> str:
     """Both estimates of the share of wrong labels."""
-    return f"{rate(noise['mixture'])} (confident learning: {rate(noise['confident'])})"
+    both = f"{rate(noise['mixture'])}; confident learning {rate(noise['confident'])}"
+    return f"{both}; at most {noise['at_most']:.1%}"
 
 
 def stands_out(found: Found) -> Iterator[str]:
@@ -110,6 +113,11 @@ def stands_out(found: Found) -> Iterator[str]:
         yield (
             f"the head is no better than a coin on pairs that it has not seen ({accuracy(judged['accuracy'])}): this "
             "model's features tell nothing of these labels, and no pair is a suspect for it"
+        )
+    elif judged and judged["accuracy"]["accuracy"] < WEAK:
+        yield (
+            f"the head is right on {judged['accuracy']['accuracy']:.0%} of pairs that it has not seen: too weak a judge to "
+            "take the estimates of label noise, or single suspects, at their word"
         )
     for row in judged["subsets"] if judged else ():
         if row["hurts"]:

@@ -66,7 +66,7 @@ def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int
         "l2": fitted.l2,
         "accuracy": accuracy,
         "blind": blind,
-        "noise": rates,
+        "noise": {**rates, "at_most": 1 - accuracy["low"]},
         "disagreed": disagreed,
         "suspects": count,
         "subsets": subsets.measure(x, prompt, facts["subset"][rows], facts.subsets.list, fitted, suspect),
