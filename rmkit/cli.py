@@ -23,6 +23,7 @@ PROGRAMS = {
     "train": "train a Bradley-Terry reward model on preference pairs",
     "label": "label completions with a trained reward model",
     "evaluate": "judge a reward model on held-out preference pairs",
+    "inspect": "look at preference pairs: floors, duplicates, leaks, tokens, suspect labels",
     "check": "check that a folder or a running server gives the scores that rmkit gave",
     "convert": "turn a reward model of HALOs or OpenRLHF into an ordinary classifier",
 }
@@ -32,6 +33,7 @@ CONFIGS = {
     "train": "rmkit.config.TrainConfig",
     "label": "rmkit.labelling.config.LabelConfig",
     "evaluate": "rmkit.evaluation.config.EvaluateConfig",
+    "inspect": "rmkit.inspection.config.InspectConfig",
     "check": "rmkit.check.CheckConfig",
     "convert": "rmkit.convert.ConvertConfig",
 }

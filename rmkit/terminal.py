@@ -44,6 +44,17 @@ class Terminal:
             for name, value in rows:
                 self.say(f"{name:<21} {value}")
 
+    def grid(self, head: tuple[str, ...], rows: list[list[str]]) -> None:
+        """A table with a head; the first column is a name, the others are set to the right."""
+        if not self.main:
+            return
+        table = Table(box=box.SIMPLE)
+        for i, name in enumerate(head):
+            table.add_column(Text(name), justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*(Text(plain(cell)) for cell in row))
+        self.console.print(table)
+
     def progress(self, verb: str, total: int, done: int = 0, noun: str = "") -> "Progress":
         """A progress display for `total` things, `done` of them before the start; the caller closes it."""
         return Progress(self, verb, total, done, noun)

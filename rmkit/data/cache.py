@@ -73,20 +73,30 @@ def _code() -> str:
 
 def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
     """The rows of the cached file. The last one holds the report, because the cache keeps nothing but rows."""
-    origin = Source(**source)
+    origin, report = Source(**source), empty_report()
+    for preference in read(origin, rows, report):
+        yield packed(preference)
+    nothing = dict.fromkeys(features(), "") | {side: [] for side in ("prompt", "chosen", "rejected")}
+    yield {**nothing, "compared": 0.0, **dict.fromkeys(LABELS), "id": json.dumps(report)}
+
+
+def empty_report() -> Row:
+    """What `read` fills while it reads a source."""
     report: Row = {"form": "", "rows": 0, "dropped": Counter(), "flaws": Counter(), "bad": []}
-    report |= {"columns": [], "unused": [], "speakers": 0}
-    read = reading.from_set(origin, rows, report) if origin.named else reading.from_rows(origin, rows, report)
-    for number, preference in read:
+    return report | {"columns": [], "unused": [], "speakers": 0}
+
+
+def read(origin: Source, rows: Dataset | None, report: Row) -> Iterator[Row]:
+    """The preferences of one source, whole, each with its `source`; what becomes of its rows is added to `report`."""
+    outcomes = reading.from_set(origin, rows, report) if origin.named else reading.from_rows(origin, rows, report)
+    for number, preference in outcomes:
         if isinstance(preference, str):
             report["dropped"][preference] += 1
         elif reason := preference.get("undecided") or ("" if origin.judged else _flaw(preference)):
             report["dropped"][reason] += 1
             report["flaws"][reason] += 1
         else:
-            yield {**packed(_sides_given(preference)), "source": f"{origin.shown}:{number}"}
-    nothing = dict.fromkeys(features(), "") | {side: [] for side in ("prompt", "chosen", "rejected")}
-    yield {**nothing, "compared": 0.0, **dict.fromkeys(LABELS), "id": json.dumps(report)}
+            yield {**_sides_given(preference), "source": f"{origin.shown}:{number}"}
 
 
 def _sides_given(preference: Row) -> Row:

@@ -61,19 +61,14 @@ def load(
             field), or no preference left.
     """
     if rows is None:
-        sources = (source for name in names for source in _sources(name, split, say))
+        sources = (source for name in names for source in sources_of(name, split, say))
     else:
         sources = [(Source(shown=f"{split} rows"), _in_memory(rows, split))]
     parts, lines, renamed = [], [], False
     for source, opened in sources:
         part, report = build(replace(source, columns=columns, bad_rows=bad_rows, judged=judged), opened)
         renamed |= bool(report["columns"])
-        lines.append(_line(source.shown, len(part), report))
-        say(lines[-1])
-        for told in report["bad"]:
-            say(f"dropped {told}")
-        if (more := report["dropped"].get(BAD, 0) - len(report["bad"])) > 0:
-            say(f"dropped {more} more bad rows of {source.shown}")
+        lines.append(tell(source.shown, len(part), report, say))
         if counts is not None:
             counts.add(report, len(part))
         if len(part):
@@ -101,6 +96,17 @@ def _in_memory(rows: Sequence[dict] | Dataset, split: Split) -> Dataset:
         return Dataset.from_dict({AS_JSON: [json.dumps(row) for row in rows]})
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{split} rows: they are no table of preferences ({_words(problem or error)})") from None
+
+
+def tell(shown: str, preferences: int, report: dict[str, Any], say: Say) -> str:
+    """Say what was read of a source, and its first bad rows; the line on it."""
+    line = _line(shown, preferences, report)
+    say(line)
+    for told in report["bad"]:
+        say(f"dropped {told}")
+    if (more := report["dropped"].get(BAD, 0) - len(report["bad"])) > 0:
+        say(f"dropped {more} more bad rows of {shown}")
+    return line
 
 
 def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
@@ -135,7 +141,7 @@ def _hashes(preferences: Dataset) -> Iterator[bytes]:
             yield hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
 
 
-def _sources(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Dataset | None]]:
+def sources_of(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Dataset | None]]:
     """The sources that a name stands for, each with its rows if `datasets` has opened them, else None."""
     path = Path(given)
     if given and path.exists():

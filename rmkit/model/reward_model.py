@@ -94,13 +94,16 @@ class RewardModel(nn.Module):
         return pair_cost_of(layers, heads, head, sum(p.numel() for p in held.parameters()))
 
     def forward(
-        self, batch: PackedBatch, loss: LossConfig | None = None, normalizer: float = 1.0
+        self, batch: PackedBatch, loss: LossConfig | None = None, normalizer: float = 1.0, *, features: bool = False
     ) -> Comparison | Tensor:
         """Run S sequences; with a loss, compare the batch's N pairs by it (the sum over them is divided by
-        `normalizer`). Without one: the scores of all C labels, float32 [S, C]."""
+        `normalizer`). Without one: the scores of all C labels, float32 [S, C]; or with `features` what the head reads,
+        the end states [S, H] as they are."""
         # Each weight is read once in a forward: a cache of its bf16 copies would save nothing, and hold them all.
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, self.bf16, cache_enabled=False):
             ends = self._ends(batch) if self.tested else self._ends_of_whole(batch)
+        if features:
+            return ends
         weight = self.classifier.score.weight
         if loss is None:
             return self.head.scores(ends, weight)

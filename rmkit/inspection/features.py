@@ -1,0 +1,28 @@
+"""End-token features of pairs by a reward model, or by a causal LM, whose head is not needed."""
+
+import numpy as np
+import torch
+
+from rmkit.batch.pairs import tokenise
+from rmkit.config import DataConfig
+from rmkit.inspection.reading import Sample, Say
+from rmkit.inspection.tokens import dataset_of
+from rmkit.scorer import Scorer, load_scorer
+
+LONGEST = 2048
+"""Tokens of the longest conversation by default, where the model's context is longer"""
+
+
+def load(name: str, max_length: int | None, say: Say) -> Scorer:
+    """The model, ready. Raises UserError where the folder lacks something."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_scorer(name, device=device, max_length=max_length, headless=True, say=say)
+
+
+def of_pairs(sample: Sample, scorer: Scorer, max_length: int, say: Say) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each pair in the sample, int64 [N], and its features, float32 [N, H]. Over-long pairs lose their start;
+    those that are equal then are left out."""
+    config = DataConfig(overlong="keep-end")
+    pairs = tokenise(dataset_of(sample.pairs), scorer.tokenizer, config, max_length, say)
+    say(f"both answers of {len(pairs):,} pairs are run through the model once")
+    return pairs.chosen.rows.astype(np.int64), scorer.features(pairs)

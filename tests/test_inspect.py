@@ -1,0 +1,184 @@
+"""The command, as a user runs it: what it finds, what it leaves, and every bad input."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from golden.write import file_of, help_text
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rmkit.data import demo
+from rmkit.inspect import main
+from rmkit.inspection.config import RESULTS
+from support.oracle import TINY
+from support.page_reader import EVIL, read
+from support.planted import row, written
+
+RNG = random.Random(0)
+
+
+def some() -> str:
+    return "".join(RNG.choices("abcdef ", k=RNG.randint(6, 20)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inspect")
+    rows = [row(f"{some()} {i}", some() + " x", some() + " y", subset="ab"[i % 2]) for i in range(60)]
+    rows += [rows[0], row(rows[1]["prompt"], rows[1]["rejected"], rows[1]["chosen"])]
+    rows += [row("q", EVIL, "b"), row("q", "b", "c"), row("q", "c", EVIL), row("empty", "a", "")]
+    written(folder / "pairs.jsonl", rows)
+    written(folder / "held.jsonl", [rows[3], row("other", "a", "b")])
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **{**TINY, "vocab_size": 128, "max_position_embeddings": 160})
+    for name, kind in (("rm", AutoModelForSequenceClassification), ("lm", AutoModelForCausalLM)):
+        config.num_labels = 1
+        kind.from_config(config).save_pretrained(folder / name)
+        demo.tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+def run(world: Path, out: Path, *flags: str) -> dict:
+    assert main([str(world / "pairs.jsonl"), "--out", str(out), *flags]) == 0
+    return json.loads((out / "inspect.json").read_text())
+
+
+def told(capsys) -> str:
+    return " ".join(
+        "".join(c for c in capsys.readouterr().err if c not in "\u2502\u256d\u256e\u2570\u256f\u2500").split()
+    )
+
+
+def test_without_a_model_everything_planted_is_counted(world, tmp_path, capsys):
+    found = run(world, tmp_path / "out", "--test", str(world / "held.jsonl"))
+    counts, duplicates = found["counts"], found["duplicates"]
+    assert (counts["rows"], counts["pairs"], counts["pairs_dropped"]) == (66, 66, {"empty response": 1})
+    assert found["pairs"] == 65
+    assert [duplicates[kind]["pairs"] for kind in ("repeated", "contradictory", "cycles")] == [1, 2, 3]
+    assert duplicates["repeated"]["examples"][0].endswith("pairs.jsonl:61 repeats " + f"{world}/pairs.jsonl:1")
+    assert (found["shared"]["pairs"], found["shared"]["test_pairs"], found["shared"]["prompts"]) == (1, 2, 1)
+    assert found["floors"]["bag of words"]["accuracy"] > 0.85  # x against y
+    tokens = found["tokens"]
+    assert tokens["trie"] < tokens["flat"] < tokens["padded"]
+    assert {part["name"]: part["pairs"] for part in found["subsets"]} == {"a": 31, "b": 30, "(none)": 4}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["inspect.html", "inspect.json"]
+    out = capsys.readouterr().out
+    assert "test is not held out: 1 of its 2 pairs" in out
+    assert "pairs on a cycle (A > B > C > A): 3" in out
+
+
+def test_a_causal_lm_without_a_head_gives_suspects_and_a_file_to_train_on(world, tmp_path):
+    found = run(world, tmp_path / "out", "--model", str(world / "lm"), "--suspects", "7")
+    suspects = [json.loads(line) for line in (tmp_path / "out" / "suspects.jsonl").open()]
+    kept = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").open()]
+    assert (len(suspects), len(kept), found["suspects"]["pairs"]) == (7, 58, 65)
+    assert [row["probability"] for row in suspects] == sorted(row["probability"] for row in suspects)
+    texts = {(r["prompt"][0]["content"], r["chosen"][0]["content"]) for r in kept}
+    assert (
+        len({(r["prompt"][0]["content"], r["chosen"][0]["content"]) for r in suspects} & texts) <= 1
+    )  # the repeated one
+    again = tmp_path / "again"
+    assert main([str(tmp_path / "out" / "kept.jsonl"), "--out", str(again)]) == 0
+    assert json.loads((again / "inspect.json").read_text())["pairs"] == 58
+    assert [place for name in RESULTS for place in [tmp_path / "out" / name] if not place.exists()] == []
+
+
+@pytest.mark.parametrize("write", ["weight", "target"])
+def test_suspects_may_be_kept_with_the_probability_of_their_label(world, tmp_path, write):
+    run(world, tmp_path, "--overwrite", "--model", str(world / "rm"), "--suspects", "5", "--write", write)
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").open()]
+    marked = [row[write] for row in kept if write in row]
+    suspects = [json.loads(line)["label_is_right"] for line in (tmp_path / "suspects.jsonl").open()]
+    assert len(kept) == 65
+    assert sorted(marked) == sorted(suspects)
+
+
+def test_a_sample_judges_some_and_keeps_the_others(world, tmp_path):
+    found = run(world, tmp_path / "out", "--model", str(world / "rm"), "--pairs", "30", "--suspects", "4")
+    assert 20 <= found["sampled_pairs"] <= 30
+    assert len((tmp_path / "out" / "kept.jsonl").read_text().splitlines()) == 61
+
+
+def test_the_page_is_whole_and_takes_no_text_for_html(world, tmp_path):
+    run(world, tmp_path / "out", "--model", str(world / "rm"), "--suspects", "60")
+    page = read((tmp_path / "out" / "inspect.html").read_text())
+    assert page.addresses == []
+    assert "script" not in page.tags
+    assert page.tags.count("article") == 60
+    assert "mark" in page.tags
+    assert "".join(page.words).count(EVIL[:20])
+
+
+def test_every_pair_a_suspect_is_refused_and_nothing_is_left(world, tmp_path, capsys):
+    flags = ["--model", str(world / "rm"), "--suspects", "100", "--out", str(tmp_path / "out")]
+    assert main([str(world / "pairs.jsonl"), *flags]) == 2
+    assert "every pair is a suspect" in told(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_replaced_only_when_asked_and_foreign_files_never(world, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(world, out)
+    assert main([str(world / "pairs.jsonl"), "--out", str(out)]) == 2
+    assert "it holds results; give --overwrite" in told(capsys)
+    run(world, out, "--overwrite")
+    (out / "mine.txt").write_text("x")
+    assert main([str(world / "pairs.jsonl"), "--out", str(out), "--overwrite"]) == 2
+    assert "it holds mine.txt, which no inspection wrote" in told(capsys)
+
+
+def test_what_is_read_is_not_overwritten(world, tmp_path, capsys):
+    kept = written(tmp_path / "kept.jsonl", [row("p", "a", "b")])
+    assert main([str(kept), "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "it holds kept.jsonl, which is read here" in told(capsys)
+    assert kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "said"),
+    [
+        ([], [], "the file is empty"),
+        ([row("p", "a", "a")], [], "no pair is left to look at"),
+        ([{"text": "a"}], [], "no pair is left to look at"),
+        ([row("p", "a", "b")], ["--model", "{world}/rm"], "1 pairs on 1 prompts are too few"),
+        ([row("p", "a", "b")], ["--model", "{world}"], "no model configuration was found"),
+        ([row("p", "a", "b")], ["--tokenizer", "{world}"], "--tokenizer"),
+        ([row("p", "a", "b")], ["--test", "{file}"], "nothing is held out"),
+        ([row("p", "a", "b")], ["--test", "absent.jsonl"], "--test absent.jsonl: no such file"),
+        ([row("p", "a", "b")], ["--columns", "prompt=nowhere"], "--columns prompt=nowhere: no row has such a field"),
+    ],
+)
+def test_bad_input_is_a_sentence(world, tmp_path, capsys, rows, flags, said):
+    file = written(tmp_path / "bad.jsonl", rows)
+    flags = [flag.format(world=world, file=file) for flag in flags]
+    assert main([str(file), "--out", str(tmp_path / "out"), *flags]) == 2
+    assert said in told(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_pair_alone_is_told_of(tmp_path):
+    file = written(tmp_path / "one.jsonl", [row("p", "a", "b")])
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert found["pairs"] == 1
+    assert found["floors"]["bag of words"] is None
+
+
+@pytest.mark.parametrize("flags", [["--suspects", "3"], ["--write", "weight"], ["--pairs", "3"], ["--max-length", "1"]])
+def test_flags_that_mean_nothing_are_refused_before_anything_is_read(flags):
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 2
+
+
+def test_near_duplicates_are_not_looked_for_without_datasketch(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "datasketch", None)
+    found = run(world, tmp_path / "out", "--test", str(world / "held.jsonl"))
+    assert found["shared"]["near"] is None
+    assert "pip install 'rmkit[inspect]'" in capsys.readouterr().out
+
+
+def test_help_is_golden():
+    assert help_text("inspect") == file_of("inspect").read_text()

@@ -1,0 +1,46 @@
+"""Label noise that was planted is estimated, and the pairs that carry it are found."""
+
+import numpy as np
+import pytest
+
+from rmkit.inspection import noise
+from rmkit.inspection.linear import cross_fitted
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_the_mixture_finds_the_share_that_made_the_margins(share):
+    rng = np.random.default_rng(0)
+    wrong = rng.random(20000) < share
+    margin = rng.normal(np.where(wrong, -2.0, 2.0), 1.0)
+    e, m, s = noise.mixture(margin)
+    assert (e, m, s) == (pytest.approx(share, abs=0.01), pytest.approx(2, abs=0.05), pytest.approx(1, abs=0.05))
+    stated = 1 - noise.right_given(margin, e, m, s)
+    for low, high in ((0, 0.2), (0.2, 0.8), (0.8, 1.01)):
+        inside = (stated >= low) & (stated < high)
+        assert wrong[inside].mean() == pytest.approx(stated[inside].mean(), abs=0.06)
+
+
+def test_flipped_labels_are_estimated_from_cross_fitted_margins():
+    from support.planted import features
+
+    x, flipped = features(800, 12, 0.15, 1)
+    margin = cross_fitted(x, np.arange(800), 0).margin
+    found = noise.estimate(margin, np.arange(800), 0)
+    assert found["mixture"]["low"] < flipped.mean() < found["mixture"]["high"] + 0.02
+    assert found["confident"]["share"] == pytest.approx(flipped.mean(), abs=0.06)
+    worst = np.argsort(margin)[: flipped.sum()]
+    assert flipped[worst].mean() > 0.95
+
+
+def test_an_interval_is_by_prompts():
+    margin = np.repeat(np.random.default_rng(0).normal(1, 1, 50), 8)
+    alone = noise.estimate(margin, np.arange(400), 0)["confident"]
+    together = noise.estimate(margin, np.repeat(np.arange(50), 8), 0)["confident"]
+    assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
+def test_margins_that_say_nothing_give_no_nan():
+    for margin in (np.zeros(30), np.ones(30), -np.ones(30)):
+        e, m, s = noise.mixture(margin)
+        assert np.isfinite([e, m, s]).all()
+        assert np.isfinite(noise.right_given(margin, e, m, s)).all()
