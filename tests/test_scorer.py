@@ -13,6 +13,7 @@ from rmkit.labelling.config import FLAGS
 from rmkit.model import precision
 from rmkit.scorer import load_scorer
 from support.oracle import scores_one_by_one
+from support.pairs_of import tokenised
 from support.saved import small, written
 from support.true_rows import TOOL, call
 
@@ -155,3 +156,34 @@ def test_whole_messages_and_tools_reach_the_template(folder):
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with pytest.warns(UserWarning, match="conversation 0: the chat template leaves out tools"):
         assert loaded.score(said, tools=[TOOL]) == loaded.score(said)
+
+
+def test_the_features_of_a_pair_times_the_head_are_its_margin(folder):
+    loaded = load_scorer(str(folder), device=CPU, say=lambda text: None)
+    rows = [("reverse abc", "cba", "bca"), ("hi", "a much longer answer", "b"), ("reverse abc", "cba", "abc")]
+
+    def side(prompt, answer):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return np.array(encode(loaded.tokenizer, [render(loaded.tokenizer, turns)])[0], np.int32)
+
+    sides = [[side(prompt, answers[i]) for prompt, *answers in rows] for i in (0, 1)]
+    pairs = tokenised(*sides, group=[0, 1, 0])
+    found = loaded.features(pairs)
+    assert (found.shape, found.dtype) == ((3, loaded.model.config.hidden_size), np.float32)
+    weight = loaded.model.classifier.score.weight.detach().double().numpy()[0]
+    margins = [loaded.compare(*row).margin for row in rows]
+    np.testing.assert_allclose(found @ weight, margins, atol=1e-5)
+    assert len(set(margins)) == 3
+
+
+def test_features_leave_the_scores_as_they_are_to_the_last_bit(folder):
+    loaded = load_scorer(str(folder), device=CPU, max_tokens=60, max_length=60, say=lambda text: None)
+    given, group = sequences([5, 50, 7, 19]), np.arange(4)
+    scores, features = loaded.score_with_features(given, group)
+    assert scores.tobytes() == loaded.score_tokens(given, group).tobytes()
+    weight = loaded.model.classifier.score.weight.detach().numpy()[0]
+    np.testing.assert_allclose(features @ weight, scores, rtol=1e-5, atol=1e-6)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        ends = [plain.model(torch.tensor(s)[None]).last_hidden_state[0, -1].numpy() for s in map(np.int64, given)]
+    np.testing.assert_allclose(features, ends, rtol=1e-4, atol=1e-5)

@@ -84,10 +84,11 @@ class RewardModel(nn.Module):
         )
 
     def forward(
-        self, batch: PackedBatch, loss: LossConfig | None = None, normalizer: float = 1.0
+        self, batch: PackedBatch, loss: LossConfig | None = None, normalizer: float = 1.0, *, features: bool = False
     ) -> Comparison | Tensor:
         """Run S sequences; with a loss, compare the batch's N pairs by it (the sum over them is divided by
-        `normalizer`). Without one: the scores of all C labels, float32 [S, C]."""
+        `normalizer`). Without one: the scores of all C labels, float32 [S, C]; or with `features` what the head reads,
+        the end states [S, H] as they are."""
         extra = {} if batch.segments is None else {"segments": batch.segments, "kernels": self.kernels}
         self._batch = batch
         try:
@@ -102,6 +103,8 @@ class RewardModel(nn.Module):
                 ).last_hidden_state[0]
         finally:
             self._batch = self._last_input = None
+        if features:
+            return ends
         weight = self.classifier.score.weight
         if loss is None:
             return self.head.scores(ends, weight)
