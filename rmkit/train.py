@@ -38,7 +38,7 @@ from rmkit.runtime import SIGNALS, Stop, stop_asked
 from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import write_model
 from rmkit.storage.run_folder import claimed, replace_earlier
-from rmkit.training import plan, plan_table, validation
+from rmkit.training import plan, plan_table, trust, validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import clip, learning_rate
@@ -193,8 +193,9 @@ def train(
         with contextlib.closing(bar), flash.running(run.attention), stops() as stop, plan.told_if_full(run.plan):
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
+            worth = trust.worth(run, result.progress, say)
             card = card_of(config, run.train.items, run.test and run.test.items, result)
-            write_model(run.model, run.tokenizer, config, run.max_length, result.final, card)
+            write_model(run.model, run.tokenizer, config, run.max_length, result.final, card, worth)
             if shown.main:
                 report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)
