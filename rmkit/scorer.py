@@ -145,7 +145,7 @@ class Scorer:
 
     def _rendered(self, turns: Messages, i: int, more: dict[str, Any] | None) -> str:
         if missed := list(filter(matters, LeftOut(self.tokenizer).of(turns, more))):
-            warnings.warn(f"conversation {i}: the chat template leaves out {', '.join(missed)}", stacklevel=3)
+            warnings.warn(f"conversation {i}: the chat template leaves out {', '.join(missed)}", stacklevel=4)
         try:
             return render(self.tokenizer, turns, more)
         except jinja2.TemplateError as error:
