@@ -64,10 +64,7 @@ def pairs_of(scorer, given: list[dict]):
         for side in ("chosen", "rejected")
     ]
     texts = [[scorer._rendered(each, 0, None) for each in side] for side in turns]
-    ids = [
-        [np.array(scorer.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text in side]
-        for side in texts
-    ]
+    ids = [[np.array(each, np.int32) for each in encode(scorer.tokenizer, side)] for side in texts]
     return scorer.features(tokenised(*ids)).astype(np.float64)
 
 
