@@ -5,8 +5,8 @@ looked at on held-out prompts, with the end states fixed:
 * coverage: the head is refitted on bootstrap samples of N training pairs; how the margins of held-out pairs spread over
   the refits, beside the standard errors of a posterior of the same N pairs;
 * calibration before and after: temperatures of one half of the held-out prompts, measured on the other, both ways;
-* whether the model knows what it has wrong: risk-coverage area and AUROC by |margin|, calibrated confidence and standard
-  error alone;
+* whether the model knows what it has wrong: risk-coverage area and AUROC by |margin|, calibrated confidence and
+  standard error alone;
 * cost: CPU seconds of posterior and temperature beside those of the rest of the training.
 """
 
