@@ -194,7 +194,8 @@ def train(
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
             worth = trust.worth(run, result.progress, say)
-            card = card_of(config, run.train.items, run.test and run.test.items, result)
+            temperature = worth and worth.temperature
+            card = card_of(config, run.train.items, run.test and run.test.items, result, temperature)
             write_model(run.model, run.tokenizer, config, run.max_length, result.final, card, worth)
             if shown.main:
                 report(shown, result, time.perf_counter() - began)

@@ -49,8 +49,8 @@ class LabelConfig:
     """binary: reward from which a sample is desirable, by default the median.
     pairwise: gap that a pair must exceed, by default 0."""
     min_confidence: Annotated[float | None, arg(metavar="P")] = None
-    """pairwise: leave out, and count, the pairs whose better side is preferred with a probability under P,
-    by the temperature and the posterior that training left in the model's folder."""
+    """pairwise: leave out, and count, pairs whose better side wins with a probability under P,
+    by the temperature and the posterior in the model's folder."""
     seed: int = 0
     """Draws the random pairs, and which of a pair is output_A."""
     split: Annotated[str | None, arg(metavar="NAME")] = None

@@ -51,7 +51,7 @@ def temperature(margin: np.ndarray, target: np.ndarray | float = 1.0, se: np.nda
     if np.all(preferred > 0.0):
         raise ValueError(f"all {count} held-out pairs are right, which any lower one would fit better")
     found = _best(lambda t: loss(margin, 0.0, t, target))
-    if found > HIGH / 1.01:
+    if found > HIGH / 1.01 or not margin.any():
         raise ValueError(f"the scores tell no more of the {count} held-out pairs than a coin does")
     if found < LOW * 1.01:
         raise ValueError(f"the margins of the {count} held-out pairs are too small (mean {np.abs(margin).mean():.1e})")

@@ -40,6 +40,8 @@ class Card:
     """Of both, by reason"""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Of the last evaluation"""
+    temperature: float | None = None
+    """By which held-out pairs calibrate the margins"""
 
 
 def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length: int) -> str:
@@ -68,6 +70,7 @@ def text(card: Card, *, model_type: str, dtype: str, row: int | None, max_length
         low=low,
         high=high,
         loss=card.metrics.get("loss/eval"),
+        temperature=card.temperature,
         flags=_plain(" ".join(flags(config)) or "(all by default)"),
         max_length=max_length,
         model_type=model_type,
