@@ -99,7 +99,9 @@ def test_the_classifier_stays_an_ordinary_one(final):
     found = [model(torch.tensor([ids])).logits[0, 0].item() for ids in check["ids"]]
     assert found == pytest.approx(check["scores"], abs=1e-5)
     with safe_open(final / storage.FILE, "pt") as opened:
-        assert opened.metadata()["what"].endswith("128 of 128 directions of its precision")
+        described = json.loads(opened.metadata()["posterior"])
+    assert described["what"].endswith("128 of 128 directions of its precision")
+    assert described["factor"] == 1.0
 
 
 def test_off_leaves_nothing_and_changes_nothing_else(final, tmp_path):

@@ -21,7 +21,7 @@ from rmkit.model.probability import probability
 from rmkit.storage.checksums import sha256
 
 FILE = "posterior.safetensors"
-TENSORS = ("directions", "precision", "mean")
+TENSORS, NUMBERS = ("directions", "precision", "mean"), ("rest", "prior", "factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +53,14 @@ def save(trust: Trust, folder: Path) -> list[Path]:
     posterior = trust.posterior
     if posterior is not None:
         hidden, kept = posterior.directions.shape
-        metadata = {
-            "format": "pt",
+        described = {
             "what": f"Gaussian posterior of the score head: {kept} of {hidden} directions of its precision",
-            "rest": repr(posterior.rest),
-            "prior": repr(posterior.prior),
-            "factor": repr(posterior.factor),
-            "sampled_pairs": str(trust.sampled_pairs),
-            "training_pairs": str(trust.training_pairs),
+            **{name: getattr(posterior, name) for name in NUMBERS},
+            "sampled_pairs": trust.sampled_pairs,
+            "training_pairs": trust.training_pairs,
         }
+        # One key: safetensors writes several in any order, and the same training is to leave the same bytes.
+        metadata = {"posterior": json.dumps(described)}
         save_file({name: getattr(posterior, name) for name in TENSORS}, folder / FILE, metadata=metadata)
         files.append(folder / FILE)
         held["posterior"] = {"file": FILE, "sha256": sha256(folder / FILE), "hidden": hidden, "directions": kept}
@@ -106,7 +105,8 @@ def _posterior(file: Path, wanted: str, hidden: int) -> Posterior:
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in TENSORS}
-            numbers = {name: float(opened.metadata()[name]) for name in ("rest", "prior", "factor")}
+            described = json.loads(opened.metadata()["posterior"])
+            numbers = {name: float(described[name]) for name in NUMBERS}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError("", file, f"it cannot be read ({brief(error)}); {mend}") from error
     kept = len(tensors["precision"])
