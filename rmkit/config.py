@@ -290,8 +290,8 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrustConfig:
     posterior: Literal["auto", "off"] = "auto"
-    """Measure after training how uncertain the head is (FINAL/posterior.safetensors), and fit the
-    temperature of held-out pairs (rmkit.json). auto: where the pairs tell them. off: neither."""
+    """Measure after training how uncertain the head is (FINAL/posterior.safetensors), and fit
+    the temperature of held-out pairs (rmkit.json). auto: where the pairs tell them. off: neither."""
     pairs: int = 4096
     """Training pairs that it is measured on, and held-out pairs at most; drawn from the seed."""
 
