@@ -317,6 +317,18 @@ def _repository(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrustConfig:
+    posterior: Literal["auto", "off"] = "auto"
+    """Measure after training how uncertain the head is (FINAL/posterior.safetensors), and fit
+    the temperature of held-out pairs (rmkit.json). auto: where the pairs tell them. off: neither."""
+    pairs: int = 4096
+    """Training pairs that it is measured on, and held-out pairs at most; drawn from the seed."""
+
+    def __post_init__(self) -> None:
+        _check(self.pairs >= 1, "--trust.pairs", self.pairs, "set at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
     only: bool = False
     """Print what the training takes (pairs, tokens, steps, memory, FLOPs, time) and with what it fits.
@@ -371,6 +383,7 @@ class TrainConfig:
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
     hub: HubConfig = field(default_factory=HubConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from rmkit.errors import told
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import FLAGS, STDIN, LabelConfig
+from rmkit.labelling.errors import Errors
 from rmkit.labelling.index import SampleFile, build_index, by_prompt
 from rmkit.labelling.input import plain_file, shown
 from rmkit.labelling.partial import PartialScores
@@ -131,6 +132,7 @@ def label_into(partial: PartialScores, config: LabelConfig, device: torch.device
                     say=say,
                 )
             )
+            agreed(lambda: check_posterior(config, scorer))
             on_first_rank(lambda: index(config, partial, say))
         return score_and_write(config, scorer, partial, terminal)
 
@@ -163,13 +165,25 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
             order, starts = by_prompt(file.index["group"])
             scores, skipped = partial.scores(order, chunk_bounds(starts))
             counts: Counter[str] = Counter()
-            written = write(records(config, file, scores, counts), config.output, partial.folder)
+            known = (None, None)
+            if scorer.trust is not None and scorer.trust.posterior is not None:
+                known = Errors(partial, order, chunk_bounds(starts)), scorer.trust
+            written = write(records(config, file, scores, counts, *known), config.output, partial.folder)
             partial.remove()
         report(config, terminal, scores, {**skipped, **counts}, written, rate, time.perf_counter() - began)
 
     agreed(end)
     on_first_rank(finish)
     return 0
+
+
+def check_posterior(config: LabelConfig, scorer: Scorer) -> None:
+    """ValueError where --min-confidence asks a model that cannot tell how sure it is."""
+    if config.min_confidence is not None:
+        try:
+            scorer.posterior()
+        except ValueError as error:
+            raise ValueError(f"--min-confidence {config.min_confidence}: {error}; leave it out") from error
 
 
 def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None]) -> None:

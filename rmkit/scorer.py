@@ -26,9 +26,12 @@ from rmkit.errors import UserError, flag
 from rmkit.model import family
 from rmkit.model.adapter import tokenizer_of
 from rmkit.model.folder import saved_head
+from rmkit.model.posterior import Posterior
 from rmkit.model.pretrained import PAD_AT_END, build_model, check_length, load_config, pad_at_end
 from rmkit.model.reward_model import RewardModel
+from rmkit.storage import trust
 from rmkit.storage.self_check import verify
+from rmkit.storage.trust import Trust
 
 BUDGET = {"cpu": 4096, "cuda": 16384}
 """Most tokens of one forward pass, by default."""
@@ -40,6 +43,11 @@ LONGEST = 16384
 PAIRS = 256
 """Pairs whose features are computed at once: enough to fill the passes, few enough for memory."""
 
+
+NO_POSTERIOR = (
+    "the model has no posterior of its head: python -m rmkit.train leaves one in FINAL/ (--trust.posterior auto), "
+    "another trainer's model has none"
+)
 
 Messages = list[dict[str, Any]]
 
@@ -59,6 +67,8 @@ class Scorer:
     """Most tokens of a conversation that is scored"""
     unscored: int | None = None
     """A token that is passed over where it ends a conversation (--end-token before-pad)"""
+    trust: Trust | None = None
+    """What the model says of its own scores: the posterior of its head, and its temperature"""
 
     def score(
         self,
@@ -68,14 +78,20 @@ class Scorer:
         responses: Sequence[str | Messages] | None = None,
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> float | list[float]:
-        """The reward of one conversation (a list of messages), or of each of a list of them.
+        with_se: bool = False,
+    ) -> "float | list[float] | Reward | list[Reward]":
+        """The reward of one conversation (a list of messages), or of each of a list of them; `with_se` as a `Reward`,
+        with its standard error.
 
         `prompts` and `responses`, as long as one another, are texts or messages in place of whole conversations. The
         chat template gets whole messages, `tools` and `chat_template_kwargs`; what it leaves out is a warning.
         Raises ValueError, with the index in the list, on a conversation that does not end in an assistant's turn or
-        has more than `max_length` tokens.
+        has more than `max_length` tokens; and where `with_se` asks a model without a posterior.
         """
+        return self._scored(conversations, prompts, responses, tools, chat_template_kwargs, with_se)[0]
+
+    def _scored(self, conversations, prompts, responses, tools, chat_template_kwargs, with_se) -> tuple[Any, Any]:
+        """What `score` returns, and with `with_se` the end states [S, H]."""
         if (prompts is None) != (responses is None) or (conversations is None) == (prompts is None):
             raise ValueError("score: give conversations, or prompts and responses")
         if conversations is None:
@@ -91,20 +107,46 @@ class Scorer:
             if not 0 < len(sequence) <= self.max_length:
                 raise ValueError(f"conversation {i}: it has {len(sequence)} tokens, need 1 to {self.max_length}")
         prompt = [json.dumps(each[:-1]) for each in turns]
-        scores = self.score_tokens(sequences, np.unique(prompt, return_inverse=True)[1]).tolist()
-        return scores[0] if one else scores
+        group, features = np.unique(prompt, return_inverse=True)[1], None
+        if with_se:
+            scores, features = self.score_with_features(sequences, group)
+            errors = self.posterior().reward_se(features)
+            scores = [Reward(*values) for values in zip(scores.tolist(), errors.tolist(), strict=True)]
+        else:
+            scores = self.score_tokens(sequences, group).tolist()
+        return (scores[0] if one else scores), features
+
+    def posterior(self) -> Posterior:
+        """The posterior of the head; ValueError where the model has none."""
+        if self.trust is None or self.trust.posterior is None:
+            raise ValueError(NO_POSTERIOR)
+        return self.trust.posterior
 
     def compare(
-        self, prompt: str | Messages, chosen: str | Messages, rejected: str | Messages, **more: Any
-    ) -> "Compared":
-        """Compare two responses: the margin of their rewards, and the probability that `chosen` is preferred. `more`
-        are `tools` and `chat_template_kwargs` of `score`."""
-        margin = float(np.subtract(*self.score(prompts=[prompt, prompt], responses=[chosen, rejected], **more)))
-        return Compared(margin=margin, probability=float(1.0 / (1.0 + np.exp(-margin))))
+        self,
+        prompt: str | Messages,
+        chosen: str | Messages,
+        rejected: str | Messages,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        with_se: bool = False,
+    ) -> "Compared | ComparedWithSe":
+        """Compare two responses: the margin of their rewards, and the probability that `chosen` is preferred; `with_se`
+        by the model's temperature and the posterior of its head, and with the standard error of the margin."""
+        given = None, [prompt, prompt], [chosen, rejected], tools, chat_template_kwargs, with_se
+        scores, ends = self._scored(*given)
+        if not with_se:
+            margin = float(np.subtract(*scores))
+            return Compared(margin=margin, probability=float(1.0 / (1.0 + np.exp(-margin))))
+        margin = scores[0].reward - scores[1].reward
+        se = self.posterior().difference_se(ends[:1].astype(np.float64) - ends[1:])
+        probability = self.trust.probability(np.array([margin]), se)
+        return ComparedWithSe(margin=margin, probability=float(probability[0]), difference_se=float(se[0]))
 
     def _rendered(self, turns: Messages, i: int, more: dict[str, Any] | None) -> str:
         if missed := list(filter(matters, LeftOut(self.tokenizer).of(turns, more))):
-            warnings.warn(f"conversation {i}: the chat template leaves out {', '.join(missed)}", stacklevel=3)
+            warnings.warn(f"conversation {i}: the chat template leaves out {', '.join(missed)}", stacklevel=4)
         try:
             return render(self.tokenizer, turns, more)
         except jinja2.TemplateError as error:
@@ -182,6 +224,25 @@ class Compared(NamedTuple):
     """reward(chosen) - reward(rejected)"""
     probability: float
     """sigmoid(margin): that chosen is preferred (Bradley and Terry)"""
+
+
+class ComparedWithSe(NamedTuple):
+    """How two responses to one prompt compare, and how far the head could be otherwise."""
+
+    margin: float
+    """reward(chosen) - reward(rejected)"""
+    probability: float
+    """That chosen is preferred, by temperature and posterior (`rmkit.model.probability`)"""
+    difference_se: float
+    """Standard error of the margin"""
+
+
+class Reward(NamedTuple):
+    """A reward and how far it could be otherwise."""
+
+    reward: float
+    se: float
+    """Standard error of its distance from the mean training response (`rmkit.model.posterior`)"""
 
 
 def joined(prompts: Sequence[str | Messages], responses: Sequence[str | Messages]) -> list[Messages]:
@@ -267,6 +328,7 @@ def load_scorer(
         full=min(budget, FULL[device.type]) if max_tokens is None else budget,
         max_length=longest,
         unscored=pad if end_token == "before-pad" else None,
+        trust=trust.load(Path(name), model.config.hidden_size),
     )
 
 

@@ -39,7 +39,7 @@ from rmkit.storage.checkpoint import Progress, Saver
 from rmkit.storage.export import write_model
 from rmkit.storage.push import foresee, push
 from rmkit.storage.run_folder import claimed, replace_earlier
-from rmkit.training import plan, plan_table, validation
+from rmkit.training import plan, plan_table, trust, validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import clip, learning_rate
@@ -196,8 +196,10 @@ def train(
         with contextlib.closing(bar), flash.running(run.attention), stops() as stop, plan.told_if_full(run.plan):
             result = loop(run, metrics, shown, bar, stop)
         if result.stopped is None:
-            card = card_of(config, run.train.items, run.test and run.test.items, result)
-            write_model(run.model, run.tokenizer, config, run.max_length, result.final, card)
+            worth = trust.worth(run, result.progress, say)
+            temperature = worth and worth.temperature
+            card = card_of(config, run.train.items, run.test and run.test.items, result, temperature)
+            write_model(run.model, run.tokenizer, config, run.max_length, result.final, card, worth)
             if shown.main:
                 report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)

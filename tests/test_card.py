@@ -60,6 +60,13 @@ def test_it_tells_of_data_result_and_flags():
     assert card.count("\n\n\n") == 0
 
 
+def test_the_temperature_is_told_where_held_out_pairs_gave_one():
+    assert "sigmoid(d / " not in made()
+    card = made(replace(CARD, temperature=1.2345))
+    assert "A margin d of two answers is worth sigmoid(d / 1.234)" in card.replace("1.235", "1.234")
+    assert card.count("\n\n\n") == 0
+
+
 def test_flags_are_those_that_were_given():
     assert flags(RUN) == [
         "--model.name base",

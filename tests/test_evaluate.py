@@ -507,11 +507,11 @@ def test_scores_that_are_not_finite_are_refused_with_the_pair(world, tmp_path, c
     assert f"{PAIRS} such pairs" in told
 
 
-def test_without_scipy_the_extra_is_named(world, tmp_path, capsys, monkeypatch):
-    for name in ("statistics", "metrics", "report"):
+def test_without_matplotlib_the_extra_is_named(world, tmp_path, capsys, monkeypatch):
+    for name in ("plots", "report"):
         monkeypatch.delitem(sys.modules, f"rmkit.evaluation.{name}", raising=False)
         monkeypatch.delattr(rmkit.evaluation, name, raising=False)
-    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install 'rmkit[report]'" in refusal(capsys, flags(world, tmp_path))
 
 

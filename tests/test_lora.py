@@ -235,6 +235,7 @@ def test_final_is_an_ordinary_classifier(world, both, tmp_path):
     assert main(flags(world, tmp_path)) == 0
     plain, final = tmp_path / "r" / "FINAL", both / "FINAL"
     assert {f.name for f in final.iterdir()} == {f.name for f in plain.iterdir()} | {"adapter"}
+    assert (final / "posterior.safetensors").read_bytes() == (final / "adapter/posterior.safetensors").read_bytes()
     assert (final / "config.json").read_text() == (plain / "config.json").read_text()
     a, b = (load_file(folder / "model.safetensors") for folder in (final, plain))
     assert {n: (t.shape, t.dtype) for n, t in a.items()} == {n: (t.shape, t.dtype) for n, t in b.items()}

@@ -81,7 +81,7 @@ KINDS = {
 def test_page_is_whole_and_takes_nothing_from_elsewhere(kind):
     _, page = made(**KINDS[kind])
     reader = read(page)
-    assert len(reader.addresses) == reader.tags.count("img") == 4
+    assert len(reader.addresses) == reader.tags.count("img") == 5
     for address in reader.addresses:
         form, _, data = address.partition(",")
         assert form == "data:image/svg+xml;base64"

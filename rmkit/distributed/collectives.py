@@ -66,6 +66,19 @@ def on_first_rank(action: Callable[[], T], group: dist.ProcessGroup | None = Non
     return on_every_rank(action if rank(group) == 0 else lambda: None, group)[0]
 
 
+def sent_by_first_rank(action: Callable[[], T]) -> T:
+    """`on_first_rank` for a large result: it is sent to each rank once, not gathered from all by all."""
+    made: list[T | None] = [None]
+
+    def keep() -> None:
+        made[0] = action()
+
+    on_first_rank(keep)
+    if ranks() > 1:
+        dist.broadcast_object_list(made, src=0)
+    return made[0]
+
+
 def agreed(action: Callable[[], T]) -> T:
     """Run `action` on every rank and return this rank's result, once all are done, however long that takes.
 

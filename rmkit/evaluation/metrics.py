@@ -8,13 +8,16 @@ import numpy as np
 from datasets import Dataset
 
 from rmkit.data.counts import in_words
-from rmkit.evaluation import benchmarks, statistics
+from rmkit.evaluation import benchmarks, statistics, trust
 from rmkit.evaluation.lists import ListRow, list_rows, part_rows
 from rmkit.evaluation.rewardbench import sections
 from rmkit.evaluation.scores import Scored
 
 SHOWN = 12
 """How many pairs of one kind are quoted."""
+
+BY = {"margin": "|margin|", "confidence": "calibrated confidence", "difference_se": "standard error"}
+"""What tells how sure a model is of a pair, in words."""
 
 Columns = dict[str, np.ndarray]
 
@@ -32,6 +35,9 @@ def columns(preferences: Dataset, scored: Scored, other: Scored | None) -> Colum
             table[f"{prefix}margin"] = scores.chosen.astype(np.float64) - scores.rejected
             table[f"{prefix}correct"] = scores.chosen > scores.rejected
             table[f"{prefix}loss"] = statistics.losses(scores.chosen, scores.rejected, *asked)
+            if scores.se is not None:
+                table[f"{prefix}difference_se"] = scores.se
+                table[f"{prefix}probability"] = scores.trust.probability(table[f"{prefix}margin"], scores.se)
     for i, side in enumerate(("chosen", "rejected")):
         table[f"tokens_{side}"] = scored.tokens[:, i]
         table[f"characters_{side}"] = np.array([sum(len(m["content"]) for m in turns) for turns in kept[side]])
@@ -59,6 +65,7 @@ def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
         "conversations": scored.sequences,
         "dropped": scored.dropped,
         **_tables(rows, broken, per_pair),
+        "trust": trust.measure(per_pair["margin"], scored.se, scored.trust),
         "list_rows_left_out": broken.total(),
         "against": against,
     }
@@ -173,6 +180,7 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         ("score of rejected", f"{o['rejected_mean']:.3f} (spread {o['rejected_std']:.3f})"),
         ("Brier score", f"{o['brier']:.4f} (a coin: 0.25)"),
         ("calibration error", f"{o['ece']:.4f}"),
+        *_trusted(m["trust"]),
         ("longer is chosen", accuracy_of(bias["longer_chosen"])),
         ("shorter is chosen", accuracy_of(bias["shorter_chosen"])),
         ("always the longer", number(bias["always_longer"])),
@@ -190,6 +198,19 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
         rows += [(f"the other: {name}", _benchmark(found)) for name, found in against["benchmarks"].items()]
         rows.append(("McNemar's test", f"p = {test['p_value']:.3g} ({_apart(test)})"))
+    return rows
+
+
+def _trusted(t: dict) -> list[tuple[str, str]]:
+    """Calibration after the temperature, and how well the model knows what it has wrong."""
+    rows, last = [], t["calibration"]["posterior"] or t["calibration"]["temperature"]
+    if last is not None:
+        rows.append(("calibrated", f"loss {last['loss']:.4f}, calibration error {last['ece']:.4f}"))
+    area, found = t["risk_coverage"]["margin"], t["auroc_wrong"]
+    rows.append(("risk-coverage area", f"{area['area']:.4f} by |margin| (chance {area['chance']:.4f})"))
+    if found["confidence"] is not None:
+        by = ", ".join(f"{found[name]:.3f} by {word}" for name, word in BY.items())
+        rows.append(("AUROC of wrong", by))
     return rows
 
 

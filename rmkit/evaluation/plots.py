@@ -72,6 +72,22 @@ def reliability(table: list[dict]) -> str:
     return _svg(draw)
 
 
+def by_confidence(curves: dict[str, list[dict]]) -> str:
+    """Accuracy of the surest pairs against the share of pairs that they are, for each way of being sure."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for (name, curve), colour, line in zip(
+            curves.items(), (CHOSEN, REJECTED, OTHER), ("-", "--", ":"), strict=False
+        ):
+            shares, accuracy = ([point[key] for point in curve] for key in ("coverage", "accuracy"))
+            axes.plot(shares, accuracy, line, color=colour, marker="o", markersize=3, label=f"by {name}")
+        axes.set(xlabel="share of the pairs that are kept, the surest first", ylabel="accuracy", xlim=(0, 1.02))
+        _legend(figure)
+
+    return _svg(draw)
+
+
 def histograms(chosen: np.ndarray, rejected: np.ndarray) -> str:
     """Scores of the chosen and of the rejected responses."""
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from rmkit.evaluation import plots
-from rmkit.evaluation.metrics import Columns, accuracy_of, key_figures, number, rows_of
+from rmkit.evaluation.metrics import BY, Columns, accuracy_of, key_figures, number, rows_of
 from rmkit.evaluation.page import render
 
 QUOTE = 900
@@ -27,6 +27,7 @@ def page(m: dict, columns: Columns, quoted: dict[str, list[dict]]) -> str:
         best_of_n=m["best_of_n"] and _best_of_n(m["best_of_n"]),
         against=m["against"] and _against(m["against"]["mcnemar"]),
         calibration=_calibration(m["calibration"]),
+        trust=_trust(m["trust"]),
         length=_length(m["length_bias"]),
         quoted={kind: [_pair(pair) for pair in pairs] for kind, pairs in quoted.items()},
         notes=m["notes"],
@@ -47,6 +48,9 @@ def _pictures(m: dict, columns: Columns) -> dict[str, str]:
         "Scores": plots.histograms(columns["score_chosen"], columns["score_rejected"]),
         "Score against length": plots.against_length(lengths, scores, np.arange(len(scores)) < len(scores) // 2),
         "Accuracy": plots.subsets(rows, other),
+        "Accuracy by confidence": plots.by_confidence(
+            {BY[by]: found["curve"] for by, found in m["trust"]["risk_coverage"].items() if found}
+        ),
     }
     return {name: base64.b64encode(svg.encode()).decode() for name, svg in pictures.items()}
 
@@ -113,6 +117,33 @@ def _calibration(calibration: dict) -> dict:
             if r["pairs"]
         ],
     }
+
+
+def _trust(t: dict) -> dict:
+    """Calibration before and after, and for each way of being sure its area, AUROC and accuracy of the surest pairs."""
+    names = {"before": "as it is", "temperature": "with the temperature", "posterior": "with temperature and posterior"}
+    ways = []
+    for by, found in t["risk_coverage"].items():
+        if found:
+            surest = [f"{_accuracy_at(found['curve'], share):.3f}" for share in (0.5, 0.8, 1.0)]
+            ways.append([BY[by], number(t["auroc_wrong"][by], ".3f"), f"{found['area']:.4f}", *surest])
+    return {
+        "temperature": number(t["temperature"], ".3f"),
+        "pairs": f"{t['temperature_pairs']:,}",
+        "calibration": [
+            [names[kind], *(f"{c[key]:.4f}" for key in ("loss", "brier", "ece"))]
+            for kind, c in t["calibration"].items()
+            if c
+        ],
+        "ways": ways,
+        "chance": f"{t['risk_coverage']['margin']['chance']:.4f}",
+        "best": f"{t['risk_coverage']['margin']['best']:.4f}",
+    }
+
+
+def _accuracy_at(curve: list[dict], share: float) -> float:
+    """Accuracy of the surest pairs, as many as this share of all or the next more."""
+    return next(point["accuracy"] for point in curve if point["coverage"] >= share - 1e-9)
 
 
 def _length(bias: dict) -> dict:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DataConfig
 from rmkit.distributed.collectives import first_then_others, rank, ranks
 from rmkit.errors import AgreedError, UserError
+from rmkit.model.posterior import Posterior
 from rmkit.scorer import Scorer
+from rmkit.storage.trust import Trust
 from rmkit.terminal import Terminal
 
 CHUNK = 512
@@ -36,13 +38,18 @@ class Scored:
     """Distinct conversations"""
     dropped: dict[str, int]
     """Preferences that were not scored, by reason"""
+    se: np.ndarray | None = None
+    """float32: standard error of each margin, where the model has a posterior"""
+    trust: Trust | None = None
+    """What the model says of its own scores"""
 
     def only(self, rows: np.ndarray, why: str) -> "Scored":
         """Keep the pairs of these preferences, all of which must have been scored; the others are dropped by `why`."""
         at = np.searchsorted(self.rows, rows)
         parts = {name: getattr(self, name)[at] for name in ("rows", "chosen", "rejected", "tokens")}
         beyond = {why: len(self.rows) - len(rows)} if len(rows) < len(self.rows) else {}
-        return Scored(**parts, sequences=self.sequences, dropped={**self.dropped, **beyond})
+        se = None if self.se is None else self.se[at]
+        return replace(self, **parts, se=se, dropped={**self.dropped, **beyond})
 
 
 def with_a_preferred_side(preferences: Dataset, say: Callable[[str], None]) -> tuple[Dataset, dict[str, int]]:
@@ -83,10 +90,16 @@ def score_pairs(
     mine = np.flatnonzero(group % ranks() == rank())
     mine = mine[np.argsort(group[mine], kind="stable")]  # conversations on one prompt meet
     scores = np.zeros(len(sequences), np.float32)
+    errors = Errors.of(scorer, sides, mine)
     with contextlib.closing(terminal.progress("scored", len(mine), noun="conversations")) as progress:
         for start in range(0, len(mine), CHUNK):
             chunk = mine[start : start + CHUNK]
-            scores[chunk] = scorer.score_tokens([sequences[i] for i in chunk], group[chunk])
+            given = [sequences[i] for i in chunk], group[chunk]
+            if errors is None:
+                scores[chunk] = scorer.score_tokens(*given)
+            else:
+                scores[chunk], features = scorer.score_with_features(*given)
+                errors.add(chunk, features)
             progress.show(start + len(chunk))
     by_side = _summed(scores, device)[sides]
     bad = np.flatnonzero(~np.isfinite(by_side).all(1))
@@ -100,9 +113,44 @@ def score_pairs(
         chosen=by_side[:, 0],
         rejected=by_side[:, 1],
         tokens=np.stack([pairs.chosen.lengths, pairs.rejected.lengths], 1),
+        se=None if errors is None else _summed(errors.se, device),
+        trust=scorer.trust,
         sequences=len(sequences),
         dropped=pairs.dropped,
     )
+
+
+class Errors:
+    """The standard errors of the margins of pairs, whose sides are scored in chunks and may stand in two of them."""
+
+    def __init__(self, posterior: Posterior, sides: np.ndarray, order: np.ndarray) -> None:
+        """`sides` int64 [N, 2] are the sequences of each pair; those in `order` are scored, one chunk after another."""
+        place = np.full(int(sides.max()) + 1, -1)
+        place[order] = np.arange(len(order))
+        self._posterior, self._sides, self._place = posterior, sides, place
+        self._due = place[sides].max(1)  # the place of the side that is scored last
+        self._last = np.full(len(place), -1)
+        np.maximum.at(self._last, sides.ravel(), np.repeat(self._due, 2))
+        self._done, self._held = 0, {}
+        self.se = np.zeros(len(sides), np.float32)
+        """float32 [N]: 0 where a pair is not done, or another rank's"""
+
+    @classmethod
+    def of(cls, scorer: Scorer, sides: np.ndarray, order: np.ndarray) -> "Errors | None":
+        """None where the model has no posterior."""
+        trust = scorer.trust
+        return cls(trust.posterior, sides, order) if trust is not None and trust.posterior is not None else None
+
+    def add(self, chunk: np.ndarray, features: np.ndarray) -> None:
+        """Take the end states of the next sequences of the order."""
+        self._held |= dict(zip(chunk.tolist(), features, strict=True))
+        end = self._done + len(chunk)
+        due = np.flatnonzero((self._due >= self._done) & (self._due < end))
+        if len(due):
+            chosen, rejected = (np.stack([self._held[i] for i in self._sides[due, side].tolist()]) for side in (0, 1))
+            self.se[due] = self._posterior.difference_se(chosen.astype(np.float64) - rejected)
+        self._done = end
+        self._held = {i: row for i, row in self._held.items() if self._last[i] >= end}
 
 
 def _summed(scores: np.ndarray, device: torch.device) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from rmkit.data.left_out import LeftOut, matters
 from rmkit.data.tokenizer import encode, render
+from rmkit.labelling import errors
 from rmkit.labelling.index import SampleFile
 from rmkit.scorer import Scorer
 
@@ -75,7 +76,15 @@ def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
     """Score a chunk; its line of the score file. ValueError, naming the sample, on a score that is not finite."""
     lengths = np.array([len(sequence) for sequence in chunk.sequences])
     fits = np.flatnonzero((lengths > 0) & (lengths <= scorer.max_length))
-    rewards = scorer.score_tokens([chunk.sequences[i] for i in fits], chunk.group[fits])
+    given = [chunk.sequences[i] for i in fits], chunk.group[fits]
+    posterior, more = scorer.trust and scorer.trust.posterior, {}
+    if posterior is None:
+        rewards = scorer.score_tokens(*given)
+    else:
+        rewards, ends = scorer.score_with_features(*given)
+        features = np.full((len(lengths), ends.shape[1]), np.nan, np.float32)
+        features[fits] = ends
+        more = errors.of_chunk(features[chunk.twin], chunk.group[chunk.twin], posterior)
     distinct: list[float | None] = [None] * len(lengths)
     for i, score in zip(fits.tolist(), rewards.tolist(), strict=True):
         if not np.isfinite(score):
@@ -92,4 +101,5 @@ def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
         "chunk": chunk.number,
         "scores": [distinct[i] for i in chunk.twin.tolist()],
         "skipped": {reason: count for reason, count in skipped.items() if count},
+        **more,
     }

@@ -48,6 +48,9 @@ class LabelConfig:
     threshold: Annotated[str | None, arg(metavar="NUMBER|mean|median")] = None
     """binary: reward from which a sample is desirable, by default the median.
     pairwise: gap that a pair must exceed, by default 0."""
+    min_confidence: Annotated[float | None, arg(metavar="P")] = None
+    """pairwise: leave out, and count, pairs whose better side wins with a probability under P,
+    by the temperature and the posterior in the model's folder."""
     seed: int = 0
     """Draws the random pairs, and which of a pair is output_A."""
     split: Annotated[str | None, arg(metavar="NAME")] = None
@@ -83,6 +86,11 @@ class LabelConfig:
             raise ValueError(
                 f"--pairing {self.pairing}: {self.feedback} feedback has no pairs; set --feedback pairwise"
             )
+        sure = self.min_confidence
+        if sure is not None and self.feedback != "pairwise":
+            raise ValueError(f"--min-confidence {sure}: {self.feedback} feedback has no pairs; set --feedback pairwise")
+        if sure is not None and not 0.5 <= sure < 1.0:
+            raise ValueError(f"--min-confidence {sure}: set a probability from 0.5 to below 1, such as 0.75")
         for flag, value, low in (("--max-tokens", self.max_tokens, 2), ("--max-length", self.max_length, 2)):
             if value is not None and value < low:
                 raise ValueError(f"{flag} {value}: set at least {low} tokens")

@@ -111,27 +111,29 @@ def prompt_id(sample: Sample) -> int | str:
     return hashlib.sha256("".join(turn["content"] or "" for turn in sample.prompt).encode()).hexdigest()
 
 
-def scalar(sample: Sample, reward: float, form: Format) -> Record:
-    """One sample with its reward; under halos all other fields of its row are kept."""
+def scalar(sample: Sample, reward: float, form: Format, **more: float) -> Record:
+    """One sample with its reward and `more` (its standard error, where there is one); under halos all other fields of
+    its row are kept."""
     if form != "halos":
-        return {**_response(sample, form), "score": reward, **_also(sample)}
+        return {**_response(sample, form), "score": reward, **more, **_also(sample)}
     return {
         **sample.record,
         "prompt_id": prompt_id(sample),
         "prompt": sample.prompt,
         "output": sample.response,
         "reward": reward,
+        **more,
         "type": "scalar_feedback",
     }
 
 
-def best(sample: Sample, reward: float, n: int, form: Format) -> Record:
+def best(sample: Sample, reward: float, n: int, form: Format, **more: float) -> Record:
     """The best of a prompt's `n` samples, as scalar feedback, which HALOs reads too."""
-    return {**scalar(sample, reward, form), "n": n}
+    return {**scalar(sample, reward, form, **more), "n": n}
 
 
-def binary(sample: Sample, reward: float, threshold: float, form: Format) -> Record:
-    """One sample, desirable where its reward reaches the threshold."""
+def binary(sample: Sample, reward: float, threshold: float, form: Format, **more: float) -> Record:
+    """One sample, desirable where its reward reaches the threshold, and `more` of it."""
     label = int(reward >= threshold)
     if form != "halos":
         # TRL's KTOTrainer wants a boolean.
@@ -139,6 +141,7 @@ def binary(sample: Sample, reward: float, threshold: float, form: Format) -> Rec
             **_response(sample, form),
             "label": bool(label) if form == "trl" else label,
             "score": reward,
+            **more,
             **_also(sample),
         }
     return {
@@ -147,14 +150,18 @@ def binary(sample: Sample, reward: float, threshold: float, form: Format) -> Rec
         "output": sample.response,
         "label": label,
         "reward": reward,
+        **more,
         "type": "binary_feedback",
         **_kept(sample, ("sample_id", "generator", "dataset")),
         **_also(sample),
     }
 
 
-def pairwise(better: tuple[Sample, float], worse: tuple[Sample, float], swap: bool, form: Format) -> Record:
-    """One pair. Under halos the better side is output_A, or output_B where `swap`, so that labels are balanced."""
+def pairwise(
+    better: tuple[Sample, float], worse: tuple[Sample, float], swap: bool, form: Format, **more: float
+) -> Record:
+    """One pair, and `more` of it. Under halos the better side is output_A, or output_B where `swap`, so that labels are
+    balanced."""
     if form != "halos":
         return {
             "prompt": better[0].prompt,
@@ -162,6 +169,7 @@ def pairwise(better: tuple[Sample, float], worse: tuple[Sample, float], swap: bo
             "rejected": worse[0].response,
             "score_chosen": better[1],
             "score_rejected": worse[1],
+            **more,
             **_also(better[0]),
         }
     (a, reward_a), (b, reward_b) = (worse, better) if swap else (better, worse)
@@ -174,6 +182,7 @@ def pairwise(better: tuple[Sample, float], worse: tuple[Sample, float], swap: bo
         "reward_A": reward_a,
         "reward_B": reward_b,
         "reward_difference": abs(reward_a - reward_b),
+        **more,
         "type": "pairwise_feedback",
         **_kept(a, ("sample_id", "generator"), "_A"),
         **_kept(b, ("sample_id", "generator"), "_B"),

@@ -106,13 +106,27 @@ class PartialScores:
             raise
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The finished chunks of all ranks: "chunk", "scores" (null where not scored), "skipped" (counts by reason)."""
+        """The finished chunks of all ranks: "chunk", "scores" (null where not scored), "skipped" (counts by reason);
+        and what `rmkit.labelling.errors` adds, where the model has a posterior."""
+        return (line for _, line in self.placed())
+
+    def placed(self) -> Iterator[tuple[tuple[Path, int], dict[str, Any]]]:
+        """`lines`, each with its place, for `line_at`."""
         for file in sorted(self.folder.glob("scores-*.jsonl")):
+            offset = 0
             with file.open("rb") as opened:
                 for raw in opened:
                     if (line := _whole(raw)) is None:
                         break
-                    yield line
+                    yield (file, offset), line
+                    offset += len(raw)
+
+    def line_at(self, place: tuple[Path, int]) -> dict[str, Any]:
+        """The line at a place that `placed` gave."""
+        file, offset = place
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            return json.loads(opened.readline())
 
     def done(self) -> set[int]:
         """Numbers of the finished chunks."""

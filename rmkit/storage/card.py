@@ -47,6 +47,8 @@ class Card:
     """Of the last evaluation"""
     floors: dict[str, float] = field(default_factory=dict)
     """Accuracy on the held-out pairs of what has not read the answers, by what it does: a model has to be above"""
+    temperature: float | None = None
+    """By which held-out pairs calibrate the margins"""
 
 
 def text(
@@ -90,6 +92,7 @@ def text(
         loss=card.metrics.get("loss/eval"),
         log_loss=plain_bt(config),
         floors=[(_plain(what), share) for what, share in card.floors.items()],
+        temperature=card.temperature,
         flags=_plain(" ".join(flags(config)) or "(all by default)"),
         max_length=max_length,
         model_type=model_type,

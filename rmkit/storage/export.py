@@ -28,11 +28,12 @@ from rmkit.model import family, lora, quantised
 from rmkit.model.adapter import CONFIG as ADAPTER_CONFIG
 from rmkit.model.head import Head, from_json, plain_head, to_json
 from rmkit.model.reward_model import RewardModel
-from rmkit.storage import host
+from rmkit.storage import host, trust
 from rmkit.storage.atomic import files_below, flush, written_folder
 from rmkit.storage.card import Card
 from rmkit.storage.card import text as text_of_card
 from rmkit.storage.self_check import self_check
+from rmkit.storage.trust import Trust
 
 HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
 """Keys of tokenizer_config.json that describe how this machine loaded the tokenizer."""
@@ -65,8 +66,10 @@ def write_model(
     max_length: int,
     folder: Path,
     card: Card | None = None,
+    worth: Trust | None = None,
 ) -> None:
-    """Save the model as an ordinary classifier, with its card. bench/results/interop.json says which readers were run.
+    """Save the model as an ordinary classifier, with its card and what its scores are worth.
+    bench/results/interop.json says which readers were run.
 
     Every rank takes part, on a disk that all share; the folder appears whole or not at all. Raises AgreedError where it
     cannot be written. Under LoRA the updates are merged, unless --lora.keep asks for the adapter. The reward's row of a
@@ -87,13 +90,35 @@ def write_model(
     try:
         with written_folder(folder, all_ranks=True) as partial:
             flush(write(taken, partial))
+            if worth is not None and rank() == 0:
+                flush(_write_trust(worth, taken, partial))
             if card is not None and rank() == 0:
                 (partial / "README.md").write_text(_card(card, taken), encoding="utf-8")
                 flush([partial / "README.md"])
             if beside is not None:
                 flush(write(beside, partial / "adapter"))
+                if worth is not None and rank() == 0:
+                    flush(_write_trust(worth, beside, partial / "adapter"))
     except AgreedError as error:
         raise AgreedError(f"{folder} could not be written ({error}); make room there, then give --resume") from error
+
+
+def _write_trust(worth: Trust, taken: Snapshot, folder: Path) -> list[Path]:
+    """Write what the scores are worth beside a model; the paths of the files."""
+    files = trust.save(worth, folder)
+    if worth.posterior is not None and taken.adapter is None:
+        # Without an index vLLM and SGLang take every .safetensors of a folder for weights of the model
+        # (filter_duplicate_safetensors_files in vllm/model_executor/model_loader/weight_utils.py).
+        files.append(_write_index(taken, folder))
+    return files
+
+
+def _write_index(taken: Snapshot, folder: Path) -> Path:
+    """Write which file holds which tensor."""
+    index = {"metadata": taken.total, "weight_map": taken.file_of}
+    file = folder / "model.safetensors.index.json"
+    file.write_text(json.dumps(index, indent=2) + "\n")
+    return file
 
 
 def _card(card: Card, taken: Snapshot) -> str:
@@ -243,8 +268,7 @@ def write(taken: Snapshot, folder: Path) -> list[Path]:
 def _write_rest(taken: Snapshot, folder: Path) -> list[Path]:
     """Write everything but the weights; the paths of the files."""
     if len(set(taken.file_of.values())) > 1:
-        index = {"metadata": taken.total, "weight_map": taken.file_of}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        _write_index(taken, folder)
     taken.tokenizer.save_pretrained(folder)
     if taken.adapter is None:
         _write_config(taken, folder)

@@ -82,7 +82,13 @@ class Result:
     """The signal that stopped it before its end; `final` is not there then, and --resume goes on"""
 
 
-def card_of(config: TrainConfig, train: TokenisedPairs, test: TokenisedPairs | None, result: Result) -> Card:
+def card_of(
+    config: TrainConfig,
+    train: TokenisedPairs,
+    test: TokenisedPairs | None,
+    result: Result,
+    temperature: float | None = None,
+) -> Card:
     """What the model card tells of a training."""
     dropped: Counter[str] = Counter(train.dropped)
     dropped.update(test.dropped if test else {})
@@ -95,6 +101,7 @@ def card_of(config: TrainConfig, train: TokenisedPairs, test: TokenisedPairs | N
         dropped=dict(dropped),
         metrics=result.metrics,
         floors=floors(test) if test else {},
+        temperature=temperature,
     )
 
 
