@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # support/ and this folder, as a package
 
-KINDS = {"files": 10_000, "commands": 2_000, "folders": 2_000}
+KINDS = {"files": 10_000, "shapes": 2_000, "commands": 2_000, "folders": 2_000}
 """What is spoiled, and how often in the whole campaign."""
 SECONDS = 30.0
 """Of processor time for one case; PATIENCE times as long by the clock, whatever else the machine does meanwhile."""
