@@ -17,16 +17,18 @@ import hashlib
 import html
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "4000"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 sys.path.append(str(Path(__file__).parents[1]))  # support/, the tests and this folder, as a package
 
 import datasets
@@ -182,46 +184,55 @@ def own_files(folder: Path) -> list[File]:
     return found
 
 
-def main() -> int:
+def judged(file: File, rows: Rows, scratch: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What was found of one file, as the results hold it."""
+    began = time.perf_counter()
+    compared, equal = equal_rows(file, rows, tokenizer)
+    with tempfile.TemporaryDirectory(dir=scratch) as out:
+        counts, wrong = account(file, rows, scratch / "tiny", Path(out) / "out")
+    wrong += _unless(compared == equal, f"{equal} of {compared} rows are read alike")
+    about = {name: value for name, value in asdict(file).items() if name not in ("read", "rows") and value}
+    found = {**about, "sha256": rows.sha256, "counts": counts, "compared": compared, "equal": equal, "faults": wrong}
+    return found | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def in_a_line(found: dict[str, Any]) -> str:
+    """A file's result, for the terminal."""
+    name = "/".join(found[part] for part in ("repository", "path", "benchmark") if part in found)
+    counts = [f"{kind} {sentence(found['counts'], kind)}" for kind in ("rows", "pairs") if kind in found["counts"]]
+    return "; ".join([name, *counts, f"{found['equal']} of {found['compared']} rows alike", *found["faults"]])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    os.environ["COLUMNS"] = "4000"  # no sentence is wrapped
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="clones, or single files of them, as OWNER/NAME/PATH")
     parser.add_argument("--pairs", type=Path, help="a folder of folders of files in TRL's form")
     parser.add_argument("--only", default="", help="files whose name holds this; nothing is written")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     listed = [(file, given.folder) for file in FILES if (given.folder / file.repository / file.path).exists()]
     listed += [(file, given.pairs) for file in (own_files(given.pairs) if given.pairs else [])]
     listed = [(file, folder) for file, folder in listed if given.only in f"{file.repository}/{file.path}"]
-    results, faults = [], 0
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="public-") as scratch:
+    ways = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="public-") as scratch, ProcessPoolExecutor(given.processes, ways) as pool:
         opened = [(file, Rows(file, folder)) for file, folder in listed]
         texts = [json.dumps(row, ensure_ascii=False)[:2000] for _, rows in opened for _, row in rows.rows[:100]]
         tokenizer = model(Path(scratch) / "tiny", texts)
-        for file, rows in opened:
-            began = time.perf_counter()
-            compared, equal = equal_rows(file, rows, tokenizer)
-            counts, wrong = account(file, rows, Path(scratch) / "tiny", Path(scratch) / "out")
-            wrong += _unless(compared == equal, f"{equal} of {compared} rows are read alike")
-            about = {name: value for name, value in asdict(file).items() if name not in ("read", "rows") and value}
-            results.append({**about, "sha256": rows.sha256, "counts": counts, "compared": compared, "equal": equal})
-            results[-1] |= {"faults": wrong, "seconds": round(time.perf_counter() - began, 1)}
-            faults += bool(wrong)
-            name = f"{file.repository}/{file.path}".strip("/") + (f" ({file.benchmark})" if file.benchmark else "")
-            shown = [sentence(counts, kind) for kind in ("rows", "pairs")] if len(counts) > 1 else ["", ""]
-            print(
-                f"{name}: rows {shown[0]}; pairs {shown[1]}; {equal} of {compared} alike", *wrong, sep="; ", flush=True
-            )
+        largest = sorted(range(len(opened)), key=lambda i: -len(opened[i][1].rows))
+        running = {i: pool.submit(judged, *opened[i], Path(scratch), tokenizer) for i in largest}
+        for done in as_completed(running.values()):
+            print(in_a_line(done.result()), flush=True)
+        results = [running[i].result() for i in range(len(opened))]
+    faults = sum(bool(found["faults"]) for found in results)
     print(f"{len(results)} files, {faults} with a fault")
-    if not given.only and results:
-        what = {
-            "bench": "public_files",
-            "command": "python tests/campaigns/public_files.py FOLDER --pairs PAIRS",
-        }
+    if not given.only:
+        what = {"bench": "public_files", "command": "python tests/campaigns/public_files.py FOLDER --pairs PAIRS"}
         what |= {"model": "a Llama of one layer with random weights", "files": results}
-        given.out.write_text(
-            json.dumps(what | {"environment": runtime.environment(torch.device("cpu"), 1)}, indent=1) + "\n"
-        )
+        what |= {"environment": runtime.environment(torch.device("cpu"), 1)}
+        given.out.write_text(json.dumps(what, indent=1) + "\n")
     return int(faults > 0)
 
 
