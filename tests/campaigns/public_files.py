@@ -22,6 +22,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -187,9 +188,12 @@ def own_files(folder: Path) -> list[File]:
 def judged(file: File, rows: Rows, scratch: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """What was found of one file, as the results hold it."""
     began = time.perf_counter()
-    compared, equal = equal_rows(file, rows, tokenizer)
-    with tempfile.TemporaryDirectory(dir=scratch) as out:
-        counts, wrong = account(file, rows, scratch / "tiny", Path(out) / "out")
+    try:
+        compared, equal = equal_rows(file, rows, tokenizer)
+        with tempfile.TemporaryDirectory(dir=scratch) as out:
+            counts, wrong = account(file, rows, scratch / "tiny", Path(out) / "out")
+    except Exception:  # it is one file's, and the others are judged all the same
+        compared, equal, counts, wrong = 0, 0, {}, [traceback.format_exc()]
     wrong += _unless(compared == equal, f"{equal} of {compared} rows are read alike")
     about = {name: value for name, value in asdict(file).items() if name not in ("read", "rows") and value}
     found = {**about, "sha256": rows.sha256, "counts": counts, "compared": compared, "equal": equal, "faults": wrong}

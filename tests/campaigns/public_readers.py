@@ -16,7 +16,7 @@ Turns = list[dict[str, Any]]
 Pairs = list[tuple[Turns, Turns, list[Any] | None]]
 Read = Callable[[dict[str, Any]], Pairs]
 
-ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+ROLES = {"human": "user", "gpt": "assistant", "system": "system", "observation": "tool"}
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -68,10 +68,16 @@ def hhh438(row: dict[str, Any]) -> Pairs:
 
 
 def sharegpt(row: dict[str, Any]) -> Pairs:
-    prompt = [turn(ROLES[said["from"]], said["value"]) for said in row["conversations"]]
+    prompt = []
+    for said in row["conversations"]:
+        if said["from"] == "function_call":
+            call = [{"type": "function", "function": json.loads(said["value"])}]
+            prompt.append({"role": "assistant", "content": None, "tool_calls": call})
+        else:
+            prompt.append(turn(ROLES[said["from"]], said["value"]))
     sides = [row[side] if isinstance(row[side], str) else row[side]["value"] for side in ("chosen", "rejected")]
     tools = [{"type": "function", "function": tool} for tool in json.loads(row["tools"])] if row.get("tools") else None
-    return [(prompt + [turn("assistant", sides[0])], prompt + [turn("assistant", sides[1])], tools)]
+    return [([*prompt, turn("assistant", sides[0])], [*prompt, turn("assistant", sides[1])], tools)]
 
 
 def parts(row: dict[str, Any]) -> Pairs:
