@@ -235,7 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.only:
         what = {"bench": "public_files", "command": "python tests/campaigns/public_files.py FOLDER --pairs PAIRS"}
         what |= {"model": "a Llama of one layer with random weights", "files": results}
-        what |= {"environment": runtime.environment(torch.device("cpu"), 1)}
+        here = runtime.environment(torch.device("cpu"), 1)
+        what |= {"environment": {name: value for name, value in here.items() if name != "command"}}  # it has paths
         given.out.write_text(json.dumps(what, indent=1) + "\n")
     return int(faults > 0)
 
