@@ -343,6 +343,11 @@ def test_an_unknown_form_says_what_was_found_and_what_there_is(row):
         ({"prompt": "q", "choosen": "a", "rejected": "b"}, "(choosen: did you mean chosen?)"),
         ({"Prompt ": "q", "responses": ["a", "b"]}, "(Prompt : did you mean prompt?; ranks or scores is missing)"),
         ({"output_A": "a", "output_B": "b", "promt": "q"}, "(promt: did you mean prompt?)"),
+        ({"instruction": "q", "input": "", "output_1": "a", "output_2": "b"}, "(label or preference is missing)"),
+        (
+            {"instruction": "q", "input": "", "output": "a"},
+            "(output stands alone: nothing says what it is better or worse than)",
+        ),
     ],
 )
 def test_a_field_that_is_missing_or_misspelt_is_named(row, told):

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from campaigns.mutations import HOSTILE, PAIRS, SAMPLES, SHAPES, WHOLE, rows_of, spoiled_bytes, spoiled_json
+from campaigns import hostile_shapes
+from campaigns.mutations import HOSTILE, NEIGHBOURS, PAIRS, SAMPLES, SHAPES, WHOLE, rows_of, spoiled_bytes, spoiled_json
 from rmkit.data import forms
+from rmkit.data.benchmarks import BENCHMARKS, compared
 from rmkit.labelling.samples import samples
+from support.true_rows import benchmark_rows
 
 HERE = Path(__file__).parent
 
@@ -27,7 +30,7 @@ def campaign(*flags: str) -> str:
 
 def test_a_part_of_the_campaign():
     said = campaign("--count", "24", "--seed", "1")
-    for kind in ("files", "commands", "folders"):
+    for kind in ("files", "shapes", "commands", "folders"):
         assert f'{kind} {{"cases": 24' in said
     assert "accepted" in said
     assert "refused" in said
@@ -75,12 +78,36 @@ def prepare(scratch):
 """
 
 
-@pytest.mark.parametrize("form", PAIRS + SHAPES + SAMPLES)
+def test_every_form_and_every_benchmark_is_spoiled():
+    rows = [row for form in PAIRS + hostile_shapes.CASES if form not in BENCHMARKS for row in rows_of(form)]
+    assert {forms.detect(row) for row in rows} == set(forms.SHAPES)
+    assert set(hostile_shapes.CASES) >= set(BENCHMARKS)
+    assert 2_000 // len(hostile_shapes.CASES) >= 30, "cases of each"
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_unspoiled_rows_of_a_benchmark_are_compared(name):
+    for place, row in benchmark_rows()[name].items():
+        made = compared(name, row, place)
+        assert made
+        assert all(forms.preferences(each, forms.detect(each)) for each in made)
+
+
+def test_fields_are_put_around_and_inside_the_rows_of_a_shape():
+    row = rows_of("TRL tools")[0]
+    spoiled = [hostile_shapes.extended(random.Random(n), row) for n in range(400)]
+    assert row == rows_of("TRL tools")[0], "it is a copy that is spoiled"
+    assert {field for one in spoiled for field in one} >= set(hostile_shapes.AROUND)
+    inside = {field for one in spoiled for turn in hostile_shapes.turns(one) for field in turn}
+    assert inside >= set(hostile_shapes.INSIDE)
+
+
+@pytest.mark.parametrize("form", PAIRS + SHAPES + NEIGHBOURS + SAMPLES)
 def test_the_unspoiled_rows_are_accepted(form):
     for row in rows_of(form):
-        if form in PAIRS + SHAPES and form not in WHOLE:
+        if form in PAIRS + SHAPES + NEIGHBOURS and form not in WHOLE:
             assert forms.preferences(row, forms.detect(row))
-        assert samples(row)
+        assert form == "oasst" or samples(row)  # a message of a tree is no sample
 
 
 def test_the_same_seed_spoils_alike():

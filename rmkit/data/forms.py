@@ -11,6 +11,7 @@ The forms are in rmkit.data.shapes, a file a family. This lists them with the fi
     python -c "from rmkit.data import forms; print(forms.table())"
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def unknown(row: dict[str, Any]) -> str:
         )
     known = "; ".join(f"{form}: {needs}" for form, needs in NEEDS.items())
     given = {field for field, value in row.items() if value is not None}
-    if likely := missing(given):
+    if likely := missing(given, itertools.chain.from_iterable(shape.keys | shape.uses for shape in SHAPES.values())):
         return f"found the fields {names(row)}, which fit no form of preferences ({likely})"
     return (
         f"found the fields {names(row)}, which fit no form of preferences ({known}; and those of other trainers and "

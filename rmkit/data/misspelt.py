@@ -18,15 +18,20 @@ PARTNERS = (
     ({"prompt", "completions"}, {"ranks", "scores"}),
     ({"responses", "ranks"}, {"prompt"}),
     ({"responses", "scores"}, {"prompt"}),
+    ({"output_1", "output_2"}, {"preference", "label"}),
 )
 """Fields that are there, and those of which one belongs to them."""
 
+ALONE = ("output", "response", "completion")
+"""Fields of answers where there is no pair: data for finetuning, samples."""
 
-def missing(given: Iterable[str]) -> str:
-    """The likely mistake among the names of a row's fields; "" where there is none to see."""
+
+def missing(given: Iterable[str], known: Iterable[str] = ()) -> str:
+    """The likely mistake among the names of a row's fields; "" where there is none to see. Names that are `known` from
+    other forms are no misspelling of those here."""
     there = set(given)
     found = []
-    for name in sorted(there - set(FIELDS)):
+    for name in sorted(there - {*FIELDS, *known, *ALONE}):
         close = difflib.get_close_matches(name.strip().lower(), FIELDS, n=1, cutoff=0.8)
         if close and close[0] not in there:
             found.append(f"{name}: did you mean {close[0]}?")
@@ -34,4 +39,7 @@ def missing(given: Iterable[str]) -> str:
     for have, need in PARTNERS:
         if have <= there and not need & there:
             found.append(f"{' or '.join(sorted(need))} is missing")
+    answers = [name for name in ALONE if name in there]
+    if not found and len(answers) == 1 and not there & {"chosen", "rejected", "ratings"}:
+        found.append(f"{answers[0]} stands alone: nothing says what it is better or worse than")
     return "; ".join(found)

@@ -31,11 +31,11 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # support/ and this folder, as a package
 
-KINDS = {"files": 10_000, "commands": 2_000, "folders": 2_000}
+KINDS = {"files": 10_000, "shapes": 2_000, "commands": 2_000, "folders": 2_000}
 """What is spoiled, and how often in the whole campaign."""
 SECONDS = 30.0
 """Of processor time for one case; PATIENCE times as long by the clock, whatever else the machine does meanwhile."""
-PATIENCE = 4
+PATIENCE = 10
 GROWTH = 512
 """MiB that one case may add to its process, at its peak; the bombs unpack to 1 GiB and more."""
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "hostile.json"

@@ -67,14 +67,15 @@ def prepare(scratch: Path) -> Callable[[random.Random, int], str]:
             return _named(rng, program, accelerator)
         pairs = rng.choice((PAIRS, SHAPES))
         form = rng.choice(pairs if program != "label" or rng.random() < 0.4 else SAMPLES)
-        given = made(rng, n, form, folder)
+        given = made(rng, n, rows_of(form), folder)
         with _changing(rng, folder / given):
-            return _through(program, rng, given, f"case{n}" if given != "-" else given, accelerator)
+            return through(program, rng, given, f"case{n}" if given != "-" else given, accelerator)
 
     return run
 
 
-def _through(program: str, rng: random.Random, given: str, needle: str, accelerator: Accelerator) -> str:
+def through(program: str, rng: random.Random, given: str, needle: str, accelerator: Accelerator) -> str:
+    """What a program makes of a file, up to where the model would be loaded: "train refused"."""
     if program == "label":
         status, words = _label(rng, given)
         needle = "standardinput" if given == "-" else needle
@@ -129,12 +130,12 @@ def _named(rng: random.Random, program: str, accelerator: Accelerator) -> str:
     except Exception:  # rows that no table can hold never come from the hub
         return "no table"
     with mock.patch.object(source, "_hub", return_value=table):
-        return _through(program, rng, which, which, accelerator)
+        return through(program, rng, which, which, accelerator)
 
 
-def made(rng: random.Random, n: int, form: str, folder: Path) -> str:
-    """Make the input of a case in `folder`; what the command line calls it."""
-    rows, suffix = rows_of(form)[: rng.choice((1, 3, 6))], rng.choice(SUFFIXES)
+def made(rng: random.Random, n: int, rows: list[dict[str, Any]], folder: Path) -> str:
+    """Make the input of a case from some of these rows in `folder`; what the command line calls it."""
+    rows, suffix = rows[: rng.choice((1, 3, 6))], rng.choice(SUFFIXES)
     stem = name(rng, n)
     path = folder / (stem + suffix)
     draw = rng.random()
@@ -181,7 +182,11 @@ def _parquet(rng: random.Random, rows: list[Any], folder: Path) -> bytes:
 
 def _saved(rng: random.Random, rows: list[Any], stem: str, folder: Path) -> str:
     """A folder of Dataset.save_to_disk, one file of it spoiled or gone."""
-    Dataset.from_list(rows).save_to_disk(str(folder / stem))
+    try:
+        table = Dataset.from_list(rows)
+    except pyarrow.ArrowException:  # rows that no table can hold
+        table = Dataset.from_list(rows_of("texts"))
+    table.save_to_disk(str(folder / stem))
     file = rng.choice(sorted((folder / stem).iterdir()))
     if rng.random() < 0.15:
         file.unlink()

@@ -48,13 +48,30 @@ def _row(form: str, i: int, text: str) -> dict[str, Any]:
         return {"prompt": f"ask {i}", "responses": [text, f"not {text}"]}
     if form == "scalar":
         return {"prompt": user, "output": good, "reward": 0.5 * i, "type": "scalar_feedback", "prompt_id": f"p{i}"}
+    if form in NEIGHBOURS:
+        return _neighbour(form, i, text)
     raise AssertionError(form)
+
+
+def _neighbour(form: str, i: int, text: str) -> dict[str, Any]:
+    """Rows of forms that no source of true_rows has: the same answers under other names."""
+    if form == "rated":
+        return {"prompt": f"ask {i // 2}", "response": text, "ratings": {"helpful": i % 5, "harmless": 1}}
+    if form == "oasst":
+        first, rank = i - i % 3, i % 3 - 1
+        tree = {"parent_id": f"m{first}" if i % 3 else None, "rank": rank if i % 3 else None}
+        role = "assistant" if i % 3 else "prompter"
+        return {"message_id": f"m{i}", **tree, "text": text, "role": role, "lang": "en", "deleted": False}
+    field, _, named = form.partition(" ")
+    return {field: f"ask {i // 2}", f"chosen{named}": text, f"rejected{named}": f"not {text}"}
 
 
 PAIRS = ("texts", "messages", "implicit", "hh", "halos", "ranked", "lists")
 SHAPES = tuple(true_rows())
 """Those of other trainers and sets."""
-WHOLE = ("SHP", "PKU-SafeRLHF", "HelpSteer2")
+NEIGHBOURS = ("rated", "oasst", "conversation", "query", "prompt _response", "question _response", "input _response")
+"""Forms that have no source of their own there."""
+WHOLE = ("SHP", "PKU-SafeRLHF", "HelpSteer2", "oasst")
 """Of these, what is read by the file, not by the row."""
 SAMPLES = ("sample", "responses", "scalar")
 

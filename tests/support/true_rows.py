@@ -109,6 +109,13 @@ def true_rows(good: str = "good", bad: str = "bad", ask: str = "ask") -> dict[st
                 for side, answer in (("chosen", good), ("rejected", bad))
             },
         ),
+        "torchtune": (
+            "torchtune",
+            {
+                "chosen_conversations": [user(ask), bot(good)],
+                "rejected_conversations": [user(ask), bot(bad)],
+            },
+        ),
         "ms-swift": (
             "ms-swift rejected_response",
             {"messages": [user(ask), bot(good)], "rejected_response": bad, "margin": 1.5},
@@ -339,4 +346,60 @@ def _named(good: str, bad: str, ask: str) -> dict[str, tuple[str, Row]]:
                 **{"safer_response_id": 0, "response_0_sha256": "x", "response_1_sha256": "y"},
             },
         ),
+    }
+
+
+def benchmark_rows() -> dict[str, dict[str, Row]]:
+    """Name of a benchmark -> a row of each kind of file of its clone, by the place of the file."""
+    lists = {"prompt": "ask", "chosen": ["a", "bb", "ccc"], "rejected": ["d", "ee", "fff"]}
+    asked = {"conversation_input": [{"role": "user", "content": "ask", "language": "English"}], "task": "t"}
+    paired = {"answer": "good", "llm_name": "m"}, {"answer": "bad", "llm_name": "n"}
+    sampled = {f"response_{i + 1}": answer for i, answer in enumerate(("good", "bad", "worse", "right"))}
+    return {
+        "rm-bench": {
+            "data/chat_filtered.json": {"id": 8, "subset": "alpacaeval", **lists, "error": "e", "error_key": "k"},
+            "data/math_filtered.json": {"id": 9, **lists, "domain": "math"},
+        },
+        "judgebench": {
+            "data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl": {
+                **{"pair_id": "p", "original_id": 1, "source": "mmlu-pro-law", "question": "ask"},
+                **{"response_model": "gpt-4o", "response_A": "bad", "response_B": "good", "label": "B>A"},
+            }
+        },
+        "rewardbench": {
+            "filtered.jsonl": {
+                **{"prompt": "ask", "chosen": "good", "chosen_model": "m", "rejected": "bad"},
+                **{"rejected_model": "n", "subset": "alpacaeval-easy", "id": 0},
+            }
+        },
+        "rewardbench2": {
+            "test.jsonl": {
+                **{"id": "1", "prompt": "ask", "chosen": ["good"], "rejected": ["bad", "worse", "worst"]},
+                **{"num_correct": 1, "num_incorrect": 3, "total_completions": 4, "subset": "Factuality"},
+            },
+            "ties.jsonl": {**lists, "id": "ref:1", "subset": "Ties", "num_correct": 3, "total_completions": 6},
+        },
+        "rmb": {
+            "RMB_dataset/Pairwise_set/Harmlessness/S1.json": {
+                **asked,
+                **{"pair_uid": "1", "chosen": paired[0], "reject": paired[1]},
+                "category_path": "Pairwise_set/Harmlessness/S1",
+            },
+            "RMB_dataset/BoN_set/Harmlessness/S1.json": {
+                **asked,
+                **{"bon_uid": "2", "bon_best": paired[0], "loser_list": [paired[1], paired[1]]},
+                "category_path": "BoN_set/Harmlessness/S1",
+            },
+        },
+    } | {
+        # These lie on the hub as Parquet; a file of JSON is read alike where its path is given.
+        "ppe-preference": {
+            "test.jsonl": {"question_id": "q", "prompt": "ask", "winner": "model_b", **sampled, "is_code": False}
+        },
+        "ppe-correctness": {
+            "PPE-MATH-Best-of-K/train.jsonl": {
+                **{"question_id": "q", "prompt": "ask", **sampled, "scores": [True, False, False, True]},
+                "sampled_conflict_pairs": [[1, 0], [3, 2], [1, 2]],
+            }
+        },
     }

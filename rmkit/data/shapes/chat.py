@@ -2,8 +2,9 @@
 
 Sources: axolotl `prompt_strategies/dpo/chat_template.py` (messages; chosen and rejected as text, object or list),
 LLaMA-Factory `data/converter.py` (sharegpt ranking, from/value) and `v1/plugins/data_plugins/converter.py`
-(chosen_messages), ms-swift `swift/dataset/preprocessor/core.py` (rejected_response, rejected_messages), OpenAI's
-preference fine-tuning (input, preferred_output, non_preferred_output).
+(chosen_messages), torchtune `docs/source/basics/preference_datasets.rst` (chosen_conversations), ms-swift
+`swift/dataset/preprocessor/core.py` (rejected_response, rejected_messages), OpenAI's preference fine-tuning (input,
+preferred_output, non_preferred_output).
 """
 
 from collections.abc import Iterator
@@ -80,8 +81,17 @@ def _openai(row: Row) -> Iterator[Pair]:
     yield pair._replace(tools=given.get("tools")) if isinstance(given, dict) else pair
 
 
-def _whole(row: Row) -> Iterator[Pair]:
-    yield parted(*(messages(row[side], side) for side in ("chosen_messages", "rejected_messages")))
+def _whole(chosen: str, rejected: str, name: str) -> Shape:
+    def pairs(row: Row) -> Iterator[Pair]:
+        yield parted(*(messages(row[side], side) for side in (chosen, rejected)))
+
+    return Shape(
+        name=name,
+        needs=f"{chosen} and {rejected}, both whole conversations",
+        keys=names(chosen, rejected),
+        without=_SIDES | names("messages"),
+        pairs=pairs,
+    )
 
 
 SHAPES = (
@@ -113,11 +123,6 @@ SHAPES = (
         keys=names("input", "preferred_output", "non_preferred_output"),
         pairs=_openai,
     ),
-    Shape(
-        name="LLaMA-Factory 1",
-        needs="chosen_messages and rejected_messages, both whole conversations",
-        keys=names("chosen_messages", "rejected_messages"),
-        without=_SIDES | names("messages"),
-        pairs=_whole,
-    ),
+    _whole("chosen_messages", "rejected_messages", "LLaMA-Factory 1"),
+    _whole("chosen_conversations", "rejected_conversations", "torchtune"),
 )
