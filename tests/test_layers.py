@@ -11,12 +11,13 @@ FLOORS = (
     {"model"},
     {"distributed"},
     {"storage"},
+    {"pages"},
     {"scorer"},
     {"training", "labelling", "evaluation", "checking"},
     {"cli"},
     {"train"},
     {"api", "demo_model"},
-    {"label", "evaluate", "check", "convert"},
+    {"label", "evaluate", "check", "convert", "runs"},
 )
 """From the ground up: what a room may import stands below it, or within it (the ground is one room)."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
