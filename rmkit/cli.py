@@ -25,6 +25,7 @@ PROGRAMS = {
     "evaluate": "judge a reward model on held-out preference pairs",
     "check": "check that a folder or a running server gives the scores that rmkit gave",
     "convert": "turn a reward model of HALOs or OpenRLHF into an ordinary classifier",
+    "runs": "list the runs, or put several on one page",
 }
 """Name -> what it does. Each is a module of rmkit with a `run_program` that takes its flags."""
 
@@ -34,6 +35,7 @@ CONFIGS = {
     "evaluate": "rmkit.evaluation.config.EvaluateConfig",
     "check": "rmkit.check.CheckConfig",
     "convert": "rmkit.convert.ConvertConfig",
+    "runs": "rmkit.pages.config.RunsConfig",
 }
 """Name -> the dataclass of its flags, which can be imported without torch."""
 

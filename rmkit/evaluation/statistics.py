@@ -16,6 +16,7 @@ from rmkit.pages.verdicts import sigmoid as sigmoid
 from rmkit.pages.verdicts import wilson as wilson
 from rmkit_kernels import bt_losses
 
+
 def share(right: np.ndarray) -> dict:
     """How many of bool [N] are true, their share and its interval; both are None where N is 0."""
     correct, count = int(right.sum()), len(right)

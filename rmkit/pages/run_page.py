@@ -122,7 +122,12 @@ def _pair(held: HeldOut, i: int) -> dict[str, Any]:
         {"name": side, "text": held.texts[i][side], "score": f"{held.scores[i, k]:.3f}"}
         for k, side in enumerate(("chosen", "rejected"))
     ]
-    return {"source": held.source[i], "margin": f"{held.margin[i]:.3f}", "prompt": held.texts[i]["prompt"], "sides": sides}
+    return {
+        "source": held.source[i],
+        "margin": f"{held.margin[i]:.3f}",
+        "prompt": held.texts[i]["prompt"],
+        "sides": sides,
+    }
 
 
 def _data(data: Any) -> list[tuple[str, str, str]]:
@@ -131,7 +136,9 @@ def _data(data: Any) -> list[tuple[str, str, str]]:
     for name in ("train", "test"):
         try:
             of_set = data[name]
-            found.append(({"train": "training", "test": "held out"}[name], in_words(of_set, "rows"), in_words(of_set, "pairs")))
+            found.append(
+                ({"train": "training", "test": "held out"}[name], in_words(of_set, "rows"), in_words(of_set, "pairs"))
+            )
         except (KeyError, TypeError, ValueError, AttributeError):
             continue
     return found
@@ -140,7 +147,11 @@ def _data(data: Any) -> list[tuple[str, str, str]]:
 def _machine(env: dict[str, Any]) -> list[tuple[str, str]]:
     """How it ran."""
     versions = env.get("versions")
-    held = ", ".join(f"{name} {number}" for name, number in versions.items() if number) if isinstance(versions, dict) else ""
+    held = (
+        ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+        if isinstance(versions, dict)
+        else ""
+    )
     command = env.get("command")
     words = " ".join(map(str, command)) if isinstance(command, list) else ""
     rows = [

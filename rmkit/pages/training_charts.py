@@ -77,7 +77,9 @@ def accuracy(curves: Curves, name: str = "held out", colour: int = HELD_OUT, key
             x, share = evaluation[key], counts[0] / counts[1]
             points.append((x, share))
             band.append((x, low, high))
-            words.append(f"{name}, {_at(key, x)}: {share:.4f} ({low:.3f} to {high:.3f}), {counts[0]:,} of {counts[1]:,}")
+            words.append(
+                f"{name}, {_at(key, x)}: {share:.4f} ({low:.3f} to {high:.3f}), {counts[0]:,} of {counts[1]:,}"
+            )
     return Line(name=name, points=points, band=band, dots=words, bars=band if len(band) == 1 else (), colour=colour)
 
 
