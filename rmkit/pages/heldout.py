@@ -13,20 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
-from rmkit.batch.pairs import TokenisedPairs
-from rmkit.data.source import digests
 from rmkit.storage.atomic import written_file
 
 NAME = "heldout.jsonl"
-
-SHOWN = 12
-"""Pairs whose texts are kept."""
-
-QUOTE = 900
-"""Characters of a text that are kept: the end of a prompt, the start of a response."""
-
 
 TEXTS = ("prompt", "chosen", "rejected")
 
@@ -54,48 +44,6 @@ class HeldOut:
     def worst(self) -> list[int]:
         """The places of the pairs that have their texts, most wrong first."""
         return sorted(self.texts, key=lambda i: (self.margin[i], i))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What does not change from one evaluation to the next: texts, digests and lengths of the held-out pairs."""
-
-    preferences: Dataset
-    pairs: TokenisedPairs
-    digest: list[str]
-
-    @classmethod
-    def of(cls, preferences: Dataset, pairs: TokenisedPairs) -> "Known":
-        of_all = digests(preferences)
-        return cls(preferences=preferences, pairs=pairs, digest=[of_all[row] for row in pairs.chosen.rows])
-
-    def judged(self, step: int, rewards: np.ndarray) -> HeldOut:
-        """The pairs with their scores, float32 [N, 2]; rated responses, which are compared with nothing, left out."""
-        compared = np.flatnonzero(self.pairs.labels["compared"] > 0)
-        # The shortest decimals that give the float32 back, so that the file says what was computed and no more.
-        scores = np.array([[float(str(score)) for score in pair] for pair in rewards[compared]]).reshape(-1, 2)
-        margin, target = scores[:, 0] - scores[:, 1], self.pairs.labels["target"][compared]
-        wrong = (margin < 0) & ~(target <= 0.5)  # with 0.5 or less the label prefers no side, or the other
-        order = np.argsort(margin, kind="stable")
-        worst = order[wrong[order]][:SHOWN]
-        lengths = np.stack([side.lengths for side in self.pairs.columns], 1)[compared]
-        return HeldOut(
-            step=step,
-            pair=[self.digest[i] for i in compared],
-            source=[self.pairs.source[int(i)] for i in compared],
-            scores=scores,
-            tokens=lengths.astype(np.int64),
-            texts={int(i): self._texts(int(compared[i])) for i in worst},
-        )
-
-    def _texts(self, i: int) -> dict[str, str]:
-        row = self.preferences[int(self.pairs.chosen.rows[i])]
-        prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row["prompt"])
-        texts = {"prompt": prompt if len(prompt) <= QUOTE else "[...] " + prompt[-QUOTE:]}
-        for side in ("chosen", "rejected"):
-            text = "\n\n".join(turn["content"] for turn in row[side])
-            texts[side] = text if len(text) <= QUOTE else text[:QUOTE] + " [...]"
-        return texts
 
 
 def write(folder: Path, held: HeldOut) -> None:
