@@ -16,9 +16,7 @@ def test_wilson_is_scipys(count):
     assert verdicts.wilson(count, count)[1] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("only", "other"), [(0, 0), (0, 1), (1, 1), (3, 10), (10, 3), (7, 8), (400, 470), (5000, 5200)]
-)
+@pytest.mark.parametrize(("only", "other"), [(0, 0), (0, 1), (1, 1), (3, 10), (10, 3), (7, 8), (5000, 5200)])
 def test_mcnemar_is_scipys_exact_test(only, other):
     right = np.array([True] * only + [False] * other + [True, True, False])
     against = np.array([False] * only + [True] * other + [True, True, False])

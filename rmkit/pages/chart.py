@@ -8,9 +8,10 @@ point shows its numbers.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 WIDTH, HEIGHT = 460.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 14.0, 10.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 14.0, 10.0, 44.0
 
 TICKS = 5
 """About so many ticks an axis."""
@@ -56,6 +57,10 @@ class Chart:
     """Paths of dashed lines"""
     columns: list[tuple[float, float, float, float, str, int]] = field(default_factory=list)
     """x, y, width, height, words, colour"""
+    size: ClassVar[tuple[float, float]] = WIDTH, HEIGHT
+    left: ClassVar[float] = LEFT
+    right: ClassVar[float] = WIDTH - RIGHT
+    floor: ClassVar[float] = HEIGHT - BOTTOM
 
 
 def chart(
@@ -76,7 +81,7 @@ def chart(
     `y_range` and `x_range` are values that the axes have to reach.
     """
     xs = [x for line in lines for x, _ in line.points] + [x for column in columns for x in column[:2]]
-    ys = [y for line in lines for _, y in line.points]
+    ys = [y for line in lines for _, y in line.points] + [y for guide in guides for _, y in guide]
     ys += [y for line in lines for _, *ends in (*line.band, *line.bars) for y in ends]
     ys += [height for _, _, height, *_ in columns] + ([0.0] if columns else [])
     if not xs:
@@ -173,7 +178,7 @@ def _step(rough: float) -> float:
 
 def short(value: float) -> str:
     """A number as an axis has it."""
-    if abs(value) < 1e-12:
+    if value == 0:
         return "0"
     if abs(value) >= 1e6:
         return f"{value / 1e6:g}M"

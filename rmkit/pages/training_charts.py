@@ -1,6 +1,7 @@
 """The charts of one training over its steps, and of its held-out pairs."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from rmkit.pages.curves import POINTS, Curves, counted, thinned
 from rmkit.pages.folder import RunFolder
 from rmkit.pages.verdicts import wilson
 
-TRAIN, HELD_OUT, OTHER, THIRD, GREY = 7, 0, 1, 3, 7
+TRAIN, HELD_OUT, OTHER = 7, 0, 1
 """Colours"""
 
 BARS = 40
@@ -24,46 +25,57 @@ def of_steps(run: RunFolder) -> list[Chart]:
     with np.errstate(divide="ignore", invalid="ignore"):
         saved = 100 * (1 - curves["tokens/computed"] / curves["tokens/flat"])
     some = "" if len(curves["loss/train"]) <= POINTS else "Training: means of equal stretches; shaded, their extremes."
+
+    def over_steps(title: str, y_label: str, *lines: Line, zero: bool = False, **how: Any) -> Chart | None:
+        how = {"y_range": (0.0 if zero else None, None), **how}
+        return chart(title, lines, "step", y_label, x_range=(0.0, None), **how)
+
+    def of(key: str, band: bool = True) -> Line:
+        return _line(curves["counters/updates"], curves[key], "training", TRAIN, band)
+
     charts = [
-        chart(
+        over_steps(
             "Accuracy",
-            [_trained(curves, "rewards_train/accuracies", band=False), accuracy(curves)],
-            "step",
             "pairs it has right (share)",
+            of("rewards_train/accuracies", band=False),
+            accuracy(curves),
             guides=[[(0.0, 0.5), (last, 0.5)]],
             y_range=(0.5, 1.0),
             note="Shaded: Wilson's 95 % interval of the held-out accuracy. Dashed: a coin.",
         ),
-        chart("Loss", [_trained(curves, "loss/train"), evaluated(curves, "loss/eval")], "step", "loss", note=some),
-        chart(
+        over_steps("Loss", "loss", of("loss/train"), evaluated(curves, "loss/eval"), note=some),
+        over_steps(
             "Margin",
-            [_trained(curves, "rewards_train/margins"), evaluated(curves, "rewards_eval/margins")],
-            "step",
             "score of chosen - rejected",
-            y_range=(0.0, None),
+            of("rewards_train/margins"),
+            evaluated(curves, "rewards_eval/margins"),
+            zero=True,
         ),
-        chart("Scores, held out", _sides(curves), "step", "mean score"),
-        chart(
+        over_steps(
+            "Scores, held out",
+            "mean score",
+            evaluated(curves, "rewards_eval/chosen", "chosen", HELD_OUT),
+            evaluated(curves, "rewards_eval/rejected", "rejected", OTHER),
+        ),
+        over_steps(
             "Gradient norm",
-            [_trained(curves, "grad_norm", "before clipping")],
-            "step",
-            "norm",
+            "norm before clipping",
+            of("grad_norm"),
             guides=clipped,
             may_be_log=True,
             note="Dashed: --optim.max-grad-norm." if clipped else "",
         ),
-        chart("Learning rate", [_trained(curves, "counters/lr")], "step", "learning rate", y_range=(0.0, None)),
-        chart("Speed", [_trained(curves, "tokens_per_second")], "step", "computed tokens/s", y_range=(0.0, None)),
-        chart(
+        over_steps("Learning rate", "learning rate", of("counters/lr"), zero=True),
+        over_steps("Speed", "computed tokens/s", of("tokens_per_second"), zero=True),
+        over_steps(
             "Tokens saved",
-            [_line(curves["counters/updates"], saved, "saved", TRAIN)],
-            "step",
             "% of the tokens",
-            y_range=(0.0, None),
+            _line(curves["counters/updates"], saved, "saved", TRAIN),
+            zero=True,
             note="Tokens that the layout did not compute, of those of all conversations written out in full.",
         ),
-        chart("Memory", [_trained(curves, "memory/peak_gib")], "step", "peak GiB, first rank", y_range=(0.0, None)),
-        chart("Share of the peak rate", [_trained(curves, "tokens/mfu")], "step", "MFU", y_range=(0.0, None)),
+        over_steps("Memory", "peak GiB, first rank", of("memory/peak_gib"), zero=True),
+        over_steps("Share of the peak rate", "MFU", of("tokens/mfu"), zero=True),
     ]
     return [each for each in charts if each is not None]
 
@@ -96,21 +108,10 @@ def trained(curves: Curves, value: str, name: str, colour: int, key: str = "coun
     return _line(curves[key], curves[value], name, colour, band=False)
 
 
-def _trained(curves: Curves, value: str, name: str = "training", band: bool = True) -> Line:
-    return _line(curves["counters/updates"], curves[value], name, TRAIN, band)
-
-
 def _line(x: np.ndarray, y: np.ndarray, name: str, colour: int, band: bool = True) -> Line:
     points = thinned(x, y)
     around = [(at, low, high) for at, _, low, high in points] if band and len(x) > POINTS else ()
     return Line(name=name, points=[(at, mean) for at, mean, *_ in points], band=around, colour=colour)
-
-
-def _sides(curves: Curves) -> list[Line]:
-    return [
-        evaluated(curves, "rewards_eval/chosen", "chosen", HELD_OUT),
-        evaluated(curves, "rewards_eval/rejected", "rejected", OTHER),
-    ]
 
 
 def _at(key: str, x: float) -> str:
@@ -118,7 +119,7 @@ def _at(key: str, x: float) -> str:
 
 
 def reliability(table: list[dict]) -> Chart | None:
-    """Accuracy against stated probability; behind it, the pairs in each bin, as shares of a quarter of the height."""
+    """Accuracy against stated probability, by bins of the probability."""
     rows = [row for row in table if row["pairs"]]
     most = max((row["pairs"] for row in rows), default=1)
     lowest = min([0.4, *(row["accuracy_low"] for row in rows)])
@@ -128,8 +129,9 @@ def reliability(table: list[dict]) -> Chart | None:
         bars=[(row["confidence"], row["accuracy_low"], row["accuracy_high"]) for row in rows],
         dots=[f"stated {row['confidence']:.3f}, right {row['accuracy']:.3f}, {row['pairs']:,} pairs" for row in rows],
         colour=HELD_OUT,
+        curve=False,
     )
-    few = "Dashed: what a calibrated model has. Largest bin: " + f"{most:,} pairs."
+    few = f"Dashed: what a calibrated model has. The largest bin has {most:,} pairs; point at one for its number."
     return chart(
         "Reliability",
         [line],
