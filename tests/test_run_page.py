@@ -62,7 +62,7 @@ def test_names_are_text(tmp_path):
     hostile = EVIL.replace("/", "\u2044")
     reader = read(paged(write_run(tmp_path, hostile)))
     assert "script" not in reader.tags
-    assert sum(hostile in words for words in reader.words) == 3
+    assert sum(hostile in words for words in reader.words) == 4
 
 
 def test_a_run_that_goes_on_or_stopped_says_so(tmp_path):

@@ -44,7 +44,7 @@ class Known:
         wrong = (margin < 0) & ~(target <= 0.5)  # with 0.5 or less the label prefers no side, or the other
         order = np.argsort(margin, kind="stable")
         worst = order[wrong[order]][:SHOWN]
-        lengths = np.stack([side.lengths for side in self.pairs.columns], 1)[compared]
+        lengths = self.pairs.lengths.length[self.pairs.lengths.place[compared]]
         return heldout.HeldOut(
             step=step,
             pair=[self.digest[i] for i in compared],
