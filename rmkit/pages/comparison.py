@@ -87,7 +87,7 @@ def _charts(runs: list[RunFolder]) -> list[Chart]:
         for i, run in enumerate(runs):
             draw = evaluated if held_out else trained
             lines.append(draw(run.curves, of, name=run.name, colour=i % COLOURS, key=key))
-        return chart(title, lines, x_label, y_label, x_range=(0.0, None), **how)
+        return chart(title, lines, x_label, y_label, x_range=(0.0, last), **how)
 
     of_accuracy: list[Line] = [accuracy(run.curves, run.name, i % COLOURS, key) for i, run in enumerate(runs)]
     charts = [
@@ -97,7 +97,7 @@ def _charts(runs: list[RunFolder]) -> list[Chart]:
             x_label,
             "pairs it has right (share)",
             guides=[[(0.0, 0.5), (last, 0.5)]],
-            x_range=(0.0, None),
+            x_range=(0.0, last),
             y_range=(0.5, 1.0),
             note="Shaded: Wilson's 95 % intervals. Dashed: a coin.",
         ),

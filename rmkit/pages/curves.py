@@ -104,8 +104,14 @@ def thinned(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float, float, flo
     out."""
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
-    parts = np.array_split(np.arange(len(x)), min(POINTS, len(x))) if len(x) else []
-    return [(float(x[p].mean()), float(y[p].mean()), float(y[p].min()), float(y[p].max())) for p in parts]
+    if len(x) == 0:
+        return []
+    parts = min(POINTS, len(x))
+    starts = np.arange(parts) * len(x) // parts
+    counts = np.diff(starts, append=len(x))
+    means = [np.add.reduceat(values, starts) / counts for values in (x, y)]
+    columns = (*means, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts))
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _is_number(value: Any) -> bool:

@@ -64,8 +64,7 @@ def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
         words = f"95 % interval {low:.3f} to {high:.3f}, {counts[1]:,} pairs, step {last['counters/updates']:,.0f}"
         found.append(("held-out accuracy", f"{counts[0] / counts[1]:.4f}", words))
         best = curves.best()
-        if best and best is not last:
-            share = best["rewards_eval/accuracies"]
+        if best and (share := best["rewards_eval/accuracies"]) > last["rewards_eval/accuracies"]:
             found.append(("best held-out accuracy", f"{share:.4f}", f"step {best['counters/updates']:,.0f}"))
     if curves.evaluations:
         found.append(("held-out loss", f"{curves.evaluations[-1]['loss/eval']:.4f}", ""))

@@ -28,7 +28,7 @@ def of_steps(run: RunFolder) -> list[Chart]:
 
     def over_steps(title: str, y_label: str, *lines: Line, zero: bool = False, **how: Any) -> Chart | None:
         how = {"y_range": (0.0 if zero else None, None), **how}
-        return chart(title, lines, "step", y_label, x_range=(0.0, None), **how)
+        return chart(title, lines, "step", y_label, x_range=(0.0, last), **how)
 
     def of(key: str, band: bool = True) -> Line:
         return _line(curves["counters/updates"], curves[key], "training", TRAIN, band)
