@@ -68,7 +68,12 @@ def test_names_are_text(tmp_path):
 def test_a_run_that_goes_on_or_stopped_says_so(tmp_path):
     run = write_run(tmp_path, "r", final=False)
     assert "It is being trained: step 30 of 30" in text_of(paged(run, running=True))
-    assert "It stopped at step 30 of 30, without a FINAL: --resume goes on" in text_of(paged(run))
+    assert "It stopped at step 30 of 30: --resume goes on" in text_of(paged(run))
+    (run / "FINAL").mkdir()
+    assert "Finished after 30 steps" in text_of(paged(run))
+    longer = (run / "env.json").read_text().replace('"steps": 30', '"steps": 60')
+    (run / "env.json").write_text(longer)
+    assert "It stopped at step 30 of 60" in text_of(paged(run)), "this FINAL is of before"
 
 
 def test_an_old_run_has_a_page_without_what_it_did_not_write(tmp_path):

@@ -22,7 +22,8 @@ TEST = [{"prompt": "reverse xyz", "chosen": "xyz", "rejected": "zyx"}, *ROWS[:4]
 
 def config(cache, **more) -> TrainConfig:
     given = {"exp_name": "r", "batch": BatchConfig(pairs=4), "eval": EvalConfig(every=2), "save": SaveConfig(every=2)}
-    return TrainConfig(cache_dir=str(cache), optim=OptimConfig(lr=2e-3, max_steps=4, epochs=2), **given | more)
+    given["optim"] = OptimConfig(lr=2e-3, max_steps=4, epochs=2)
+    return TrainConfig(cache_dir=str(cache), **given | more)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,7 @@ def test_resume_goes_on_with_the_same_page(trained, tmp_path):
     short = OptimConfig(lr=2e-3, max_steps=2, epochs=2)
     first = fit(config(tmp_path, optim=short), train=ROWS, test=TEST, quiet=True).final.parent
     assert "Finished after 2 steps" in text_of((first / "report.html").read_text())
-    longer = OptimConfig(lr=2e-3, max_steps=4, epochs=2)
-    run = fit(config(tmp_path, optim=longer, resume=True), train=ROWS, test=TEST, quiet=True).final.parent
+    run = fit(config(tmp_path, resume=True), train=ROWS, test=TEST, quiet=True).final.parent
     text = text_of((run / "report.html").read_text())
     assert "Finished after 4 steps" in text
     assert "16 pairs seen" in text

@@ -76,7 +76,9 @@ def gathered(
     if curves.cut:
         notes.append("The last line of metrics.jsonl is cut off and left out.")
     if state is None:
-        state = "finished" if (path / "FINAL").is_dir() else "stopped"
+        # A run that goes on beyond its end has a FINAL of before.
+        wanted = env.get("steps") if isinstance(env.get("steps"), int) else 0
+        state = "finished" if (path / "FINAL").is_dir() and curves.steps >= wanted else "stopped"
     held_out = held_out or heldout.read(path)
     if held_out is None and curves.evaluations:
         notes.append("There is no heldout.jsonl: calibration, length and the worst pairs are not known.")

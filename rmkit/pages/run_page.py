@@ -52,7 +52,7 @@ def status(run: RunFolder) -> str:
     return {
         "finished": f"Finished after {run.curves.steps:,} steps.",
         "running": f"It is being trained: step {steps}. This page is written anew at every evaluation.",
-        "stopped": f"It stopped at step {steps}, without a FINAL: --resume goes on from its newest checkpoint.",
+        "stopped": f"It stopped at step {steps}: --resume goes on from its newest checkpoint.",
     }[run.state]
 
 
