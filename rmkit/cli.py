@@ -26,6 +26,7 @@ PROGRAMS = {
     "inspect": "look at preference pairs: floors, duplicates, leaks, tokens, suspect labels",
     "check": "check that a folder or a running server gives the scores that rmkit gave",
     "convert": "turn a reward model of HALOs or OpenRLHF into an ordinary classifier",
+    "runs": "list the runs, or put several on one page",
 }
 """Name -> what it does. Each is a module of rmkit with a `run_program` that takes its flags."""
 
@@ -36,6 +37,7 @@ CONFIGS = {
     "inspect": "rmkit.inspection.config.InspectConfig",
     "check": "rmkit.check.CheckConfig",
     "convert": "rmkit.convert.ConvertConfig",
+    "runs": "rmkit.pages.config.RunsConfig",
 }
 """Name -> the dataclass of its flags, which can be imported without torch."""
 

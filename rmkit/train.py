@@ -1,7 +1,8 @@
 """Train a Bradley-Terry reward model on preference pairs; with no flag, the embedded demo.
 
-Leaves CACHE_DIR/EXP_NAME/ with config.json, env.json, metrics.jsonl, checkpoints/step-N/ (what --resume needs) and
-FINAL/, an ordinary Hugging Face sequence classifier.
+Leaves CACHE_DIR/EXP_NAME/ with config.json, env.json, metrics.jsonl, report.html (curves, calibration, the worst
+held-out pairs; written anew at every evaluation), checkpoints/step-N/ (what --resume needs) and FINAL/, an ordinary
+Hugging Face sequence classifier.
 """
 
 import sys
@@ -43,6 +44,7 @@ from rmkit.training import plan, plan_table, trust, validation
 from rmkit.training.inputs import Memory, read
 from rmkit.training.metrics import Metrics, describe
 from rmkit.training.optim import clip, learning_rate
+from rmkit.training.page import Page
 from rmkit.training.record import Result, Step, card_of, record, refused, report
 from rmkit.training.repeat import repeatable
 from rmkit.training.run import Microbatch, Run, start
@@ -92,7 +94,9 @@ def train_step(run: Run, coming: Iterator[Microbatch], step: int, stop: Stop) ->
     )
 
 
-def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop) -> Result:
+def loop(
+    run: Run, metrics: Metrics, page: Page, shown: terminal.Terminal, bar: terminal.Progress, stop: Stop
+) -> Result:
     """Train to the end, or to the step at which a signal asks to stop."""
     config, progress, evaluated = run.config, run.progress, metrics.evaluated
     began, stopped, device = progress.step, None, run.accelerator.device
@@ -104,9 +108,10 @@ def loop(run: Run, metrics: Metrics, shown: terminal.Terminal, bar: terminal.Pro
             step = progress.step
             # Once in a while. What was due at the step of a checkpoint was done before it was written.
             if run.test and (step == 0 or (step > began and due(step, config.eval.every, run.steps))):
-                measured = validation.measure(run.wrapped, run.test, config.loss, run.accelerator)
+                measured, rewards = validation.measure(run.wrapped, run.test, config.loss, run.accelerator)
                 evaluated = {"counters/examples": progress.examples, "counters/updates": step, **measured}
                 metrics.write(evaluated)
+                page.evaluated(step, rewards)
                 shown.say(terminal.evaluated(evaluated))
                 if step and (progress.best_loss is None or measured["loss/eval"] < progress.best_loss):
                     progress = replace(progress, best_loss=measured["loss/eval"], best_step=step)
@@ -188,18 +193,21 @@ def train(
     run = start(config, accelerator, say, memory)
     replace_earlier(config, say)
     folder = config.folder if shown.main else None
-    describe(folder, to_dict(config), accelerator.device, ranks(), attention=run.attention, compiled=run.compiled)
+    how = {"attention": run.attention, "compiled": run.compiled, "steps": run.steps, "data": run.counts}
+    describe(folder, to_dict(config), accelerator.device, ranks(), **how)
     mirrors = agreed(lambda: open_mirrors(config, folder, run.progress.step))
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
+    page = Page(folder, run, say)
     bar = shown.progress("step", run.steps, run.progress.step)
-    with contextlib.closing(metrics):
+    with contextlib.closing(metrics), contextlib.closing(page):
         with contextlib.closing(bar), flash.running(run.attention), stops() as stop, plan.told_if_full(run.plan):
-            result = loop(run, metrics, shown, bar, stop)
+            result = loop(run, metrics, page, shown, bar, stop)
         if result.stopped is None:
             worth = trust.worth(run, result.progress, say)
             temperature = worth and worth.temperature
             card = card_of(config, run.train.items, run.test and run.test.items, result, temperature)
             write_model(run.model, run.tokenizer, config, run.max_length, result.final, card, worth)
+            page.close()
             if shown.main:
                 report(shown, result, time.perf_counter() - began)
             launch.end(accelerator)

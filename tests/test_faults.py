@@ -33,6 +33,7 @@ DAMAGE = {
     "FINAL/model.safetensors differs": lambda run: flip_a_bit(run / "FINAL" / "model.safetensors", random.Random(0)),
     "FINAL/rmkit.json differs": lambda run: (run / "FINAL" / "rmkit.json").unlink(),
     "metrics.jsonl differs": lambda run: append(run / "metrics.jsonl"),
+    "heldout.jsonl differs": lambda run: append(run / "heldout.jsonl"),
     "FINAL is missing": lambda run: shutil.rmtree(run / "FINAL"),
     "the run folder holds ['.FINAL.partial'": lambda run: (run / ".FINAL.partial").mkdir(),
     "checkpoints holds ['.step-2.partial'": lambda run: (run / "checkpoints" / ".step-2.partial").mkdir(),

@@ -11,13 +11,14 @@ FLOORS = (
     {"model"},
     {"distributed"},
     {"storage"},
+    {"pages"},
     {"scorer"},
     {"training", "labelling", "evaluation", "checking"},
     {"inspection"},
     {"cli"},
     {"train"},
     {"api", "demo_model"},
-    {"label", "evaluate", "inspect", "check", "convert"},
+    {"label", "evaluate", "inspect", "check", "convert", "runs"},
 )
 """From the ground up: what a room may import stands below it, or within it (the ground is one room)."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -32,7 +32,8 @@ LOSS = LossConfig(label_smoothing=0.1, center=0.02)
 
 
 def measured(model, pairs, rank=0, ranks=1, max_tokens=16384):
-    return measure(model, batches_of(pairs, max_tokens=max_tokens, rank=rank, ranks=ranks), LOSS, rank_of(rank, ranks))
+    batches = batches_of(pairs, max_tokens=max_tokens, rank=rank, ranks=ranks)
+    return measure(model, batches, LOSS, rank_of(rank, ranks))[0]
 
 
 def truth(pairs):

@@ -134,6 +134,11 @@ def overlap(train: Dataset, test: Dataset) -> int:
     return sum(in_test[digest] for digest in shared)
 
 
+def digests(preferences: Dataset) -> list[str]:
+    """A digest of the texts of each preference, the same wherever the pair stands."""
+    return [digest.hex() for digest in _hashes(preferences)]
+
+
 def _hashes(preferences: Dataset) -> Iterator[bytes]:
     columns = preferences.select_columns(["prompt", "chosen", "rejected", "more"]).with_format("arrow")
     for batch in columns.iter(1000):

@@ -2,16 +2,9 @@
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from rmkit.pages.frame import environment
 
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("rmkit.evaluation", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,  # a value that is not given is an error, not an empty place
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_ENVIRONMENT = environment("rmkit.evaluation")
 
 
 def render(template: str, **values: Any) -> str:

@@ -9,22 +9,12 @@ import numpy as np
 import torch
 from scipy import stats
 
+# Under their own names: whoever asks for a statistic of an evaluation finds it here.
+from rmkit.pages.verdicts import calibration as calibration
+from rmkit.pages.verdicts import mcnemar as mcnemar
+from rmkit.pages.verdicts import sigmoid as sigmoid
+from rmkit.pages.verdicts import wilson as wilson
 from rmkit_kernels import bt_losses
-
-LEVEL = 0.95
-"""Coverage of every interval."""
-
-BINS = 10
-"""Bins of the reliability table, over probabilities from 0.5 to 1."""
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson, 1927): right near 0 and 1 and for few pairs, unlike share +- 2 s.
-
-    It assumes independent pairs; several pairs on one prompt are not, and the interval is too narrow for them.
-    """
-    interval = stats.binomtest(int(correct), int(count)).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def share(right: np.ndarray) -> dict:
@@ -69,43 +59,6 @@ def summary(chosen: np.ndarray, rejected: np.ndarray, loss: np.ndarray) -> dict:
     }
 
 
-def sigmoid(d: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-d)) without overflow."""
-    return np.exp(-np.logaddexp(0.0, -d))
-
-
-def calibration(difference: np.ndarray) -> dict:
-    """Brier score, expected calibration error and reliability table of N >= 1 score differences.
-
-    Every pair's label says "chosen", so sigmoid(difference) alone has nothing to be calibrated against. Each pair is
-    taken as a forecast without orientation: the side with the higher score wins with probability c = sigmoid(|d|),
-    in [0.5, 1], and it did (d > 0) or did not. A tie is c = 0.5 and right by half. Both orientations of every pair
-    over [0, 1] would give the same numbers twice. Brier (1950): mean of (1 - p)^2, 0.25 for a coin. ECE (Guo et al.,
-    2017): mean of |accuracy - c| over equal bins, weighted by their pairs.
-    """
-    confidence = sigmoid(np.abs(difference))
-    right = np.where(difference == 0, 0.5, difference > 0)
-    edges = np.linspace(0.5, 1.0, BINS + 1)
-    which = np.clip(np.searchsorted(edges, confidence, "right") - 1, 0, BINS - 1)
-    table, error = [], 0.0
-    for b in range(BINS):
-        inside = which == b
-        count = int(inside.sum())
-        row = {"low": float(edges[b]), "high": float(edges[b + 1]), "pairs": count}
-        if count:
-            stated, accuracy = float(confidence[inside].mean()), float(right[inside].mean())
-            error += count * abs(accuracy - stated)
-            # An interval needs whole successes; only a tie in the first bin is half a one.
-            low, high = wilson(int(right[inside].sum()), count)
-            row |= {"confidence": stated, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
-        table.append(row)
-    return {
-        "brier": float(np.mean(sigmoid(-difference) ** 2)),
-        "ece": error / len(difference),
-        "reliability": table,
-    }
-
-
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's rho, in [-1, 1]; None where one side is constant, which has no ranks."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -138,24 +91,6 @@ def length_bias(
             np.concatenate([chosen, rejected]), np.concatenate([chosen_length, rejected_length])
         ),
         "rank_correlation_in_pairs": rank_correlation(np.concatenate([d, -d]), np.concatenate([longer, -longer])),
-    }
-
-
-def mcnemar(right: np.ndarray, other: np.ndarray) -> dict:
-    """McNemar's exact test (1947) of two models' verdicts, bool [N] each, on the same pairs.
-
-    Only the pairs that one model has right and the other wrong tell the models apart; if the models were equally good,
-    each of these pairs would be a fair coin. `p_value` is two-sided and 1 where there is no such pair.
-    """
-    only, only_other = int((right & ~other).sum()), int((other & ~right).sum())
-    apart = only + only_other
-    return {
-        "both_right": int((right & other).sum()),
-        "only_first_right": only,
-        "only_second_right": only_other,
-        "both_wrong": int((~right & ~other).sum()),
-        "accuracy_difference": (only - only_other) / len(right),
-        "p_value": float(stats.binomtest(only, apart).pvalue) if apart else 1.0,
     }
 
 

@@ -28,6 +28,22 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
             os.close(held)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of `path`. The process that holds it must not ask: closing the file gives
+    its own lock away."""
+    try:
+        asked = os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(asked, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(asked)
+    return False
+
+
 def _open(file: Path, refusal: str) -> int:
     """The opened file, locked. Of a file that was deleted meanwhile the lock is worth nothing: it is made again."""
     end = time.monotonic() + PATIENCE

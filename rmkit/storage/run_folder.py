@@ -15,7 +15,7 @@ from rmkit.storage.lock import locked
 
 RESULTS = ("FINAL", "checkpoints", "metrics.jsonl")
 
-BESIDES = ("config.json", "env.json", "tensorboard", "wandb")
+BESIDES = ("config.json", "env.json", "heldout.jsonl", "report.html", "tensorboard", "wandb")
 """What --overwrite replaces too; alone in a folder it is no result of a run."""
 
 SAME = {

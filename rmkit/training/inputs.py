@@ -1,7 +1,8 @@
 """The inputs of a training except the weights: architecture, tokenizer and tokenised pairs, all checked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -11,6 +12,7 @@ from rmkit.batch.build import check_budget
 from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, source
+from rmkit.data.counts import Counts
 from rmkit.data.tokenizer import load_tokenizer
 from rmkit.distributed.collectives import ranks
 from rmkit.errors import UserError
@@ -45,6 +47,10 @@ class Inputs:
     train: TokenisedPairs
     test: TokenisedPairs | None
     max_length: int
+    held_out: Dataset | None = None
+    """The preferences that `test` is made of, with their texts"""
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What was read and dropped, of train and of test, as `rmkit.data.counts` has it"""
 
 
 def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
@@ -65,25 +71,39 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     max_length = config.data.max_length or min(family.context(architecture), DEFAULT_LENGTH, config.batch.max_tokens)
     check_length(architecture, max_length)
 
-    def tokenised(preferences: Dataset) -> TokenisedPairs:
+    counts = {"train": Counts(), "test": Counts()}
+
+    def tokenised(preferences: Dataset, split: str) -> TokenisedPairs:
         objectives = (head or fresh_head(config.model)).objectives
         pairs = tokenise(preferences, tokenizer, config.data, max_length, say, objectives)
         check_budget(pairs, config.batch)
+        counts[split].pairs_dropped.update(pairs.dropped)
         return pairs
 
-    columns, bad_rows = config.data.columns, config.data.bad_rows
-    train_set = source.load(config.data.train, "train", say, memory.train, columns, bad_rows=bad_rows)
-    train, test = tokenised(train_set), None
+    def loaded(split: Literal["train", "test"], names: tuple[str, ...], rows: Rows | None) -> Dataset:
+        how = {"bad_rows": config.data.bad_rows, "counts": counts[split]}
+        return source.load(names, split, say, rows, config.data.columns, **how)
+
+    train_set = loaded("train", config.data.train, memory.train)
+    train, test, test_set = tokenised(train_set, "train"), None, None
     if head is None:
         check_rated(fresh_head(config.model), train)
     if config.data.test or memory.test is not None:
-        test_set = source.load(config.data.test, "test", say, memory.test, columns, bad_rows=bad_rows)
-        test = tokenised(test_set)
+        test_set = loaded("test", config.data.test, memory.test)
+        test = tokenised(test_set, "test")
         if both := source.overlap(train_set, test_set):
             say(f"warning: {both} of {len(test_set)} held-out pairs stand in the training pairs too")
     else:
         say("no held-out pairs: nothing is evaluated (give --data.test)")
-    return Inputs(architecture=architecture, tokenizer=tokenizer, train=train, test=test, max_length=max_length)
+    return Inputs(
+        architecture=architecture,
+        tokenizer=tokenizer,
+        train=train,
+        test=test,
+        max_length=max_length,
+        held_out=test_set,
+        counts={name: of_set.as_dict() for name, of_set in counts.items() if of_set.rows},
+    )
 
 
 def check_rated(head: Head, train: TokenisedPairs) -> None:

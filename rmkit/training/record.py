@@ -154,5 +154,7 @@ def report(shown: Terminal, result: Result, seconds: float) -> None:
     if last:
         rows.append(("best step", f"{result.progress.best_step} (loss {result.progress.best_loss:.4f})"))
     rows += [("model", str(result.final)), ("metrics", str(result.final.parent / "metrics.jsonl"))]
+    if (page := result.final.parent / "report.html").is_file():
+        rows.append(("report", str(page)))
     shown.table(rows)
     shown.say(f"go on from it: python -m rmkit.train --model.name {result.final} --data.train FILE --data.test FILE")

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -53,6 +55,10 @@ class Run:
     attention: flash.Flash | None = None
     """What computes attention, where it is one of these"""
     compiled: bool = False
+    held_out: Dataset | None = None
+    """The preferences that `test` is made of, with their texts"""
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What was read and dropped, of train and of test"""
 
     @property
     def steps_an_epoch(self) -> int:
@@ -137,6 +143,8 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
         meter=Meter.of(planned, device),
         attention=kernel,
         compiled=compiled,
+        held_out=inputs.held_out,
+        counts=inputs.counts,
     )
     if progress.step:
         say(f"resumed at step {progress.step} of {run.steps}")

@@ -16,21 +16,37 @@ CHUNK = 256
 """Pairs that are split into microbatches at once: enough to fill them, few enough for memory."""
 
 
-def measure(model: nn.Module, batches: Batches, loss: LossConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Evaluate on all ranks: means over all pairs, under HALOs' metric names.
+def measure(
+    model: nn.Module, batches: Batches, loss: LossConfig, accelerator: Accelerator
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Evaluate on all ranks: means over all N pairs, under HALOs' metric names; and the rewards of both sides of each
+    pair, float32 [N, 2], on every rank.
 
     A tie counts as wrong, as in HALOs. Every rank runs the same number of forward passes, an empty one where it has
     no pair left.
     """
-    start, sums, pairs = time.perf_counter(), None, batches.items
+    start, sums, pairs, parts = time.perf_counter(), None, batches.items, []
     order = np.argsort(pairs.group, kind="stable")  # pairs on one prompt meet
     with torch.no_grad():
         for chunk in np.split(order, range(CHUNK, len(order), CHUNK)):
-            for batch, _ in batches.microbatches(chunk):
-                of_batch = model(batch.to(accelerator.device), loss).sums
-                sums = of_batch if sums is None else sums + of_batch
+            for indices in batches.split(chunk)[batches.rank]:
+                batch = batches.pack(indices).to(accelerator.device)
+                compared = model(batch, loss)
+                sums = compared.sums if sums is None else sums + compared.sums
+                sides = [compared.rewards.index_select(0, side) for side in (batch.chosen, batch.rejected)]
+                parts.append((indices, torch.stack(sides, 1)))
     metrics = means(all_ranks(sums, accelerator).as_dict(), len(pairs), "eval")
-    return {**metrics, "pairs": len(pairs), "seconds": time.perf_counter() - start}
+    rewards = everywhere(parts, len(pairs), accelerator)
+    return {**metrics, "pairs": len(pairs), "seconds": time.perf_counter() - start}, rewards
+
+
+def everywhere(parts: list[tuple[np.ndarray, torch.Tensor]], count: int, accelerator: Accelerator) -> np.ndarray:
+    """The rewards of `count` pairs, from what each rank has of them: a pair is one rank's, so the sum is exact."""
+    rewards = torch.zeros((count, 2), dtype=torch.float32, device=accelerator.device)
+    if mine := [(indices, of_part) for indices, of_part in parts if len(indices)]:
+        where = torch.from_numpy(np.concatenate([indices for indices, _ in mine])).to(accelerator.device)
+        rewards[where] = torch.cat([of_part for _, of_part in mine]).float()
+    return accelerator.reduce(rewards, "sum").cpu().numpy()
 
 
 def all_ranks(sums: PairSums, accelerator: Accelerator) -> PairSums:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmkit import cli
+from rmkit import cli, scorer
 from rmkit.data import demo
 
 TOKENIZER = demo.tokenizer()
@@ -32,7 +32,8 @@ class Reached(BaseException):
 class Scorer:
     """Scores by length alone, of sequences that the programs have made as they always do."""
 
-    tokenizer, max_length, layout, max_tokens = TOKENIZER, LENGTH, "trie", 4096
+    tokenizer, max_length, layout, max_tokens, trust = TOKENIZER, LENGTH, "trie", 4096, None
+    posterior = scorer.Scorer.posterior
 
     def score_tokens(self, sequences: list[np.ndarray], group: np.ndarray) -> np.ndarray:
         return np.array([len(sequence) % 7 for sequence in sequences], np.float32)

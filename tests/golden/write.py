@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "label", "evaluate", "inspect", "check", "convert")
+COMMANDS = ("train", "label", "evaluate", "inspect", "check", "convert", "runs")
 FILE = Path(__file__).parent / "train_help.txt"
 
 

@@ -27,7 +27,7 @@ MORE = {
 }
 """Flags besides"""
 POISONED_ROW = 3
-FINISHED = ("config.json", "env.json", "metrics.jsonl", "checkpoints", "FINAL")
+FINISHED = ("config.json", "env.json", "metrics.jsonl", "heldout.jsonl", "report.html", "checkpoints", "FINAL")
 """All that a run folder holds when its run has ended."""
 PATIENCE = 120.0
 """Seconds after which a process hangs: it needs 20 where others load the machine."""
@@ -177,6 +177,8 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
     found = [f"FINAL/{name} differs" for name in sorted({*mine, *other}) if mine.get(name) != other.get(name)]
     if lines(run) != lines(undisturbed):
         found.append("metrics.jsonl differs")
+    if (run / "heldout.jsonl").read_bytes() != (undisturbed / "heldout.jsonl").read_bytes():
+        found.append("heldout.jsonl differs")
     for folder in ("", "checkpoints"):
         held, wanted = ({path.name for path in (each / folder).iterdir()} for each in (run, undisturbed))
         if held != wanted:
