@@ -116,8 +116,8 @@ def stands_out(found: Found) -> Iterator[str]:
         )
     elif judged and judged["accuracy"]["accuracy"] < WEAK:
         yield (
-            f"the head is right on {judged['accuracy']['accuracy']:.0%} of pairs that it has not seen: too weak a judge "
-            "to take the estimates of label noise, or single suspects, at their word"
+            f"the head is right on {judged['accuracy']['accuracy']:.0%} of pairs that it has not seen: too weak a "
+            "judge to take the estimates of label noise, or single suspects, at their word"
         )
     for row in judged["subsets"] if judged else ():
         if row["hurts"]:
