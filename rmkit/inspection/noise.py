@@ -9,7 +9,7 @@ sign of a margin; the share e of wrong ones, m and s are fitted by expectation m
 1977). P(right | d) = sigmoid(2 m d / s^2 + log((1 - e) / e)).
 
 Neither is better than the head: with one that is right on 65 % of unseen pairs, 10 % of planted flips came out as 2 to
-6 % (mixture) and 29 to 31 % (confident); with one that is right on 97 %, as 9 to 10 % and 10 to 11 %. What holds
+6 % (mixture) and 28 to 31 % (confident); with one that is right on 97 %, as 9 to 10 % and 10 to 11 %. What holds
 always, if labels are flipped at random: no judge agrees with more than 1 - e of them, so e is at most 1 - accuracy.
 
 confident: confident learning (Northcutt, Jiang and Chuang, 2021, equations 1 and 2) on two classes that mirror each
