@@ -81,7 +81,7 @@ def by_confidence(curves: dict[str, list[dict]]) -> str:
             curves.items(), (CHOSEN, REJECTED, OTHER), ("-", "--", ":"), strict=False
         ):
             shares, accuracy = ([point[key] for point in curve] for key in ("coverage", "accuracy"))
-            axes.plot(shares, accuracy, line, color=colour, marker="o", markersize=3, label=f"by {name}")
+            axes.plot(shares, accuracy, line, color=colour, marker="o", markersize=3, label=name)
         axes.set(xlabel="share of the pairs that are kept, the surest first", ylabel="accuracy", xlim=(0, 1.02))
         _legend(figure)
 
