@@ -64,7 +64,7 @@ def measure(flags: list[str], asked: argparse.Namespace, folder: Path) -> dict:
             "interval": [judged["overall"]["accuracy_low"], judged["overall"]["accuracy_high"]],
             "always the longer": judged["length_bias"]["always_longer"],
         },
-        "bytes of FINAL's weights": sum(file.stat().st_size for file in (run / "FINAL").glob("*.safetensors")),
+        "bytes of FINAL's weights": sum(file.stat().st_size for file in (run / "FINAL").glob("model*.safetensors")),
         "seconds": round(seconds),
     }
 

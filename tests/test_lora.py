@@ -281,7 +281,11 @@ def go_on_from_step_2(folder: Path, again) -> None:
     """Resume a finished run from its first checkpoint; it must end as it did."""
     metrics = lines(folder)
     final = {file: load_file(file) for file in (folder / "FINAL").rglob("*.safetensors")}
-    assert len(final) == 2
+    assert sorted(file.name for file in final) == [
+        "adapter_model.safetensors",
+        "model.safetensors",
+        *2 * ["posterior.safetensors"],
+    ]
     shutil.rmtree(folder / "FINAL")
     shutil.rmtree(folder / "checkpoints" / "step-4")
     again()
