@@ -25,7 +25,7 @@ from rmkit import runtime
 from rmkit.config import DEMO
 from rmkit.data import demo
 from rmkit.data.tokenizer import load_tokenizer
-from rmkit.errors import UserError
+from rmkit.errors import UserError, brief
 from rmkit.inspection import features, shared, tokens
 from rmkit.inspection.config import FLAGS, InspectConfig
 from rmkit.inspection.facts import text_of
@@ -188,7 +188,7 @@ def write(folder: Path, found: dict[str, Any], listed: list[Row], kept: Iterable
                 if not write_rows(partial / "kept.jsonl", kept):
                     raise UserError("suspects", None, "every pair is a suspect, so that none would be kept; set fewer")
     except OSError as error:
-        raise UserError("out", folder, f"the results could not be written ({error.strerror})") from error
+        raise UserError("out", folder, f"the results could not be written ({brief(error)})") from error
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> int:

@@ -5,10 +5,9 @@ import json
 import re
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from rmkit.inspection import report
 from rmkit.inspection.facts import Row, text_of
+from rmkit.pages.frame import environment
 
 SHOWN = 100
 """Suspects on the page, the worst; suspects.jsonl has all"""
@@ -18,15 +17,7 @@ ANSWER = 600
 """Words of an answer that are compared and shown: the time of a comparison grows with their square"""
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 
-_ENVIRONMENT = Environment(
-    # Its own template, and the frame that the pages of evaluation share
-    loader=ChoiceLoader([PackageLoader("rmkit.inspection"), PackageLoader("rmkit.evaluation")]),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_ENVIRONMENT = environment("rmkit.inspection")
 
 
 def page(found: dict[str, Any], suspects: list[Row]) -> str:
