@@ -149,6 +149,7 @@ KEYS |= {
     "against",
     "notes",
     "seconds",
+    "trust",
 }
 SUMMARY = {"pairs", "correct", "accuracy", "accuracy_low", "accuracy_high", "ties", "loss", "margin_mean", "margin_std"}
 SUMMARY |= {"chosen_mean", "chosen_std", "rejected_mean", "rejected_std", "brier", "ece"}

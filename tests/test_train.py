@@ -351,8 +351,8 @@ def test_pair_over_the_token_budget(world, tmp_path, capsys):
 def test_encoder_is_refused(world, tmp_path, capsys):
     BertConfig().save_pretrained(tmp_path / "bert")
     told = refusal(capsys, flags(world, tmp_path, "--model.name", str(tmp_path / "bert")))
-    assert "bert" in told
-    assert "causal softmax attention" in told
+    assert "it is a bert model. BertForSequenceClassification" in told
+    assert "Any decoder runs that has a classifier" in told
 
 
 def test_finished_run_is_not_overwritten(world, undisturbed, capsys):
