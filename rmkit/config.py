@@ -357,6 +357,10 @@ class PlanConfig:
         _check(0.0 < self.mfu <= 1.0, "--plan.mfu", self.mfu, "set a share in (0, 1], such as 0.4")
 
 
+DEEPEST = 256
+"""Folders in the path of --cache-dir: Python makes missing ones by recursion"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     exp_name: str | None = None
@@ -391,6 +395,8 @@ class TrainConfig:
         if self.exp_name is not None:
             plain = self.exp_name not in ("", ".", "..") and not set(self.exp_name) & set("/\\\0")
             _check(plain, "--exp-name", repr(self.exp_name), "set one folder name, without slashes")
+        depth = len(Path(self.cache_dir).parts)
+        _check(depth <= DEEPEST, "--cache-dir", f"{depth} folders deep", f"set a path of at most {DEEPEST} folders")
         both = self.resume and self.overwrite
         _check(not both, "--resume", "--overwrite", "give one of the two: go on with the old run, or replace it")
         base_ok = self.model.name != DEMO or self.lora.keep == "merged"

@@ -134,6 +134,7 @@ def test_what_belongs_to_fsdp_is_refused_under_ddp(values, start):
     [
         ({"seed": -1}, "--seed -1: "),
         ({"seed": 2**63}, f"--seed {2**63}: "),
+        ({"cache_dir": "a/" * 257}, "--cache-dir 257 folders deep: "),
         ({"exp_name": "a/b"}, "--exp-name 'a/b': "),
         ({"exp_name": "a\\b"}, "--exp-name "),
         ({"exp_name": ".."}, "--exp-name '..': "),

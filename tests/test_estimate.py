@@ -38,6 +38,11 @@ def test_parameters_are_those_of_the_model(family):
     assert trained(shape, Way()) == shape.parameters
 
 
+def test_a_configuration_that_makes_no_model_is_named():
+    with pytest.raises(ValueError, match="its configuration cannot be used"):
+        shape_of(tiny(rope_parameters={"rope_type": "defasampleult", "rope_theta": 1e4}))
+
+
 def test_trained_parameters_under_lora_are_those_of_peft():
     pytest.importorskip("peft")
     from rmkit.config import LoraConfig

@@ -42,10 +42,12 @@ def test_a_file_is_read_alike_and_every_row_is_accounted_for(campaign):
     assert found["counts"]["pairs_dropped"] == {"tie": 1}
 
 
-def test_another_reading_is_seen(campaign):
-    def turned(row):
-        return public_readers.auto_j({**row, "label": {0: 1, 1: 0, 2: 0}[row["label"]]})
+def turned(row):
+    """The other answer is the better one."""
+    return public_readers.auto_j({**row, "label": {0: 1, 1: 0, 2: 0}[row["label"]]})
 
+
+def test_another_reading_is_seen(campaign):
     status, found = campaign(read=turned, rows=6, shape="LLMBar")
     assert (status, found["equal"]) == (1, 0)
     assert found["faults"] == [

@@ -16,7 +16,8 @@ from support.run_of import write_run
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    for name, value in (("COLUMNS", "160"), ("LINES", "100")):  # rich asks the terminal unless it has both
+        monkeypatch.setenv(name, value)
 
 
 def told(capsys, *arguments: str, status: int = 0) -> str:

@@ -127,9 +127,16 @@ def as_saved(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tens
 
 
 def skeleton(architecture: PretrainedConfig) -> PreTrainedModel:
-    """The classifier without weights, to look at its layers."""
-    with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(copy.deepcopy(architecture))
+    """The classifier without weights, to look at its layers; ValueError where the configuration makes none."""
+    try:
+        with torch.device("meta"):
+            # Whatever attention the file asks for, which may not be installed: ours takes its place.
+            return AutoModelForSequenceClassification.from_config(
+                copy.deepcopy(architecture), attn_implementation="eager"
+            )
+    except Exception as error:  # whatever a library says of values that it does not expect
+        name = architecture.name_or_path or architecture.model_type
+        raise UserError("model.name", name, f"its configuration cannot be used ({brief(error)})") from error
 
 
 def _classifier(config: PretrainedConfig) -> type | None:
@@ -145,10 +152,7 @@ def _unfit(config: PretrainedConfig) -> str:
         return "It has parts that are no text model (images, sound, an encoder); give its text model alone"
     if getattr(config, "is_encoder_decoder", False):
         return "It is an encoder with a decoder, whose tokens see later ones"
-    try:
-        head = getattr(skeleton(config), "score", None)
-    except Exception as error:  # whatever a library says of values that it does not expect
-        return f"Its configuration cannot be used ({brief(error)})"
+    head = getattr(skeleton(config), "score", None)
     if not isinstance(head, nn.Linear) or head.bias is not None:
         return f"{kind.__name__} has a head of its own (an encoder's, mostly), not one row that scores the last token"
     return ""
