@@ -29,7 +29,7 @@ def check_folder(folder: Path) -> None:
     if (stray := sorted(folder.glob("adapter_model.*"))) and not (folder / ADAPTER_CONFIG).is_file():
         hint = f"it holds {stray[0].name} without the {ADAPTER_CONFIG} that says how it is read; move it elsewhere"
         raise UserError("model.name", folder, hint)
-    if sorted(folder.glob("pytorch_model*.bin")) and not sorted(folder.glob("model*.safetensors")):
+    if sorted(folder.glob("pytorch_model*.bin")) and not sorted(folder.glob("*.safetensors")):
         raise UserError("model.name", folder, f"its weights are a pickle, which can run code; {convert_hint(folder)}")
 
 
