@@ -101,7 +101,7 @@ def main() -> int:
         "asked": {name: value for name, value in vars(asked).items() if isinstance(value, int)},
         "data": asked.data.name,
         "ways": found,
-        "environment": runtime.environment(torch.device("cpu"), 1),
+        "environment": {**runtime.environment(torch.device("cpu"), 1), "command": "above"},
     }
     asked.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0

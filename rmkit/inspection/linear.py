@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, sparse
 
+from rmkit.pages.verdicts import sigmoid
+
 FOLDS = 5
 GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Values of l2, the strongest first: each fit starts where the one before ended"""
@@ -46,10 +48,6 @@ class Fitted:
 def right(margin: np.ndarray) -> np.ndarray:
     """1 where a margin is positive, 0.5 at zero (nothing is known), 0 below; float64 [N]."""
     return np.where(margin == 0, 0.5, margin > 0)
-
-
-def sigmoid(margin: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -margin))
 
 
 def deal(group: np.ndarray, folds: int, seed: int) -> np.ndarray:

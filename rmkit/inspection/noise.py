@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rmkit.inspection.linear import sigmoid
+from rmkit.pages.verdicts import sigmoid
 
 LEAST, MOST = 1e-3, 0.5
 """Bounds of the share of wrong labels: at more than half, right and wrong would change names"""

@@ -17,6 +17,7 @@ from rmkit.inspection.config import MIN_PAIRS
 from rmkit.inspection.facts import Facts, Row
 from rmkit.inspection.floors import share
 from rmkit.inspection.reading import Sample
+from rmkit.pages.verdicts import sigmoid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def rows_of(judged: Judged, sample: Sample) -> list[Row]:
         listed.append(
             {
                 "source": pair["source"],
-                "probability": float(linear.sigmoid(judged.margin[i])),
+                "probability": float(sigmoid(judged.margin[i])),
                 "margin": float(judged.margin[i]),
                 "label_is_right": float(judged.is_right[i]),
                 **row_of(pair),

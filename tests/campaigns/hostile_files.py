@@ -48,20 +48,31 @@ NAMED_ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(scratch: Path) -> Callable[[random.Random, int], str]:
-    """One case: a file is made from a form, spoiled, and given to a program."""
+def begun(scratch: Path) -> Accelerator:
+    """Raise the fence around `scratch`, with the caches within it."""
     fence.raise_fence(scratch)
     datasets.config.HF_DATASETS_CACHE = scratch / "cache"
     datasets.disable_progress_bars()
-    accelerator = Accelerator(cpu=True)
+    return Accelerator(cpu=True)
+
+
+def fresh(scratch: Path, n: int) -> Path:
+    """An empty folder for case n, and the process in it; now and then the cache is emptied too."""
+    shutil.rmtree(scratch / "case", ignore_errors=True)
+    if n % 200 < 2:
+        shutil.rmtree(scratch / "cache", ignore_errors=True)
+    folder = scratch / "case"
+    folder.mkdir()
+    os.chdir(folder)
+    return folder
+
+
+def prepare(scratch: Path) -> Callable[[random.Random, int], str]:
+    """One case: a file is made from a form, spoiled, and given to a program."""
+    accelerator = begun(scratch)
 
     def run(rng: random.Random, n: int) -> str:
-        shutil.rmtree(scratch / "case", ignore_errors=True)
-        if n % 200 < 2:
-            shutil.rmtree(scratch / "cache", ignore_errors=True)
-        folder = scratch / "case"
-        folder.mkdir()
-        os.chdir(folder)
+        folder = fresh(scratch, n)
         program = rng.choices(("train", "label", "evaluate"), (9, 9, 2))[0]
         if program != "label" and rng.random() < 0.04:
             return _named(rng, program, accelerator)

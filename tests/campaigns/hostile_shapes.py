@@ -6,18 +6,12 @@ reasoning, parts.
 """
 
 import copy
-import os
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-from accelerate import Accelerator
-
-from campaigns import fence
-from campaigns.hostile_files import made, through
+from campaigns.hostile_files import begun, fresh, made, through
 from campaigns.mutations import HOSTILE, NEIGHBOURS, SHAPES, as_json, rows_of, spoiled_bytes, spoiled_json, turn
 from support.true_rows import TOOL, benchmark_rows, call
 
@@ -66,18 +60,10 @@ INSIDE: dict[str, tuple[Any, ...]] = {
 
 def prepare(scratch: Path) -> Callable[[random.Random, int], str]:
     """One case: a file of a shape, or a clone of a benchmark, is made, spoiled, and given to a program."""
-    fence.raise_fence(scratch)
-    datasets.config.HF_DATASETS_CACHE = scratch / "cache"
-    datasets.disable_progress_bars()
-    accelerator = Accelerator(cpu=True)
+    accelerator = begun(scratch)
 
     def run(rng: random.Random, n: int) -> str:
-        shutil.rmtree(scratch / "case", ignore_errors=True)
-        if n % 200 < 2:
-            shutil.rmtree(scratch / "cache", ignore_errors=True)
-        folder = scratch / "case"
-        folder.mkdir()
-        os.chdir(folder)
+        folder = fresh(scratch, n)
         which = CASES[n % len(CASES)]
         if which in CLONES:
             given = f"{which}={clone(rng, n, which, folder)}"

@@ -246,7 +246,8 @@ def add(name: str, about: dict[str, Any], cells: list[dict[str, Any]]) -> None:
     new = {(cell["share"], cell["seed"]) for cell in cells}
     held = [c for c in result["sets"].get(name, {}).get("cells", []) if (c["share"], c["seed"]) not in new]
     result["sets"][name] = {**about, "cells": sorted(held + cells, key=lambda cell: (cell["share"], cell["seed"]))}
-    result["environment"] = environment(torch.device("cpu"), 1)
+    command = "python tests/campaigns/noise.py --data FOLDER .."  # the paths are of one machine
+    result["environment"] = {**environment(torch.device("cpu"), 1), "command": command}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for cell in cells:
         print(name, json.dumps(cell), flush=True)
