@@ -16,8 +16,9 @@ from support.run_of import write_run
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    for name, value in (("COLUMNS", "160"), ("LINES", "100")):  # rich asks the terminal unless it has both
-        monkeypatch.setenv(name, value)
+    # rich asks the terminal unless it has both. Its own name for the environment: datasets.map with processes puts a
+    # copy in the place of os.environ, which rich, loaded before, never sees.
+    monkeypatch.setattr("rich.console.Console._environ", {**os.environ, "COLUMNS": "160", "LINES": "100"})
 
 
 def told(capsys, *arguments: str, status: int = 0) -> str:
