@@ -130,6 +130,8 @@ def test_page_tells_the_key_figures_and_every_part():
     text, overall = text_of(page), described["overall"]
     for figure in (overall["accuracy"], overall["accuracy_low"], overall["loss"], overall["brier"], overall["ece"]):
         assert f"{figure:.4f}" in text
+    controlled = described["length_bias"]["controlled"]["accuracy"]
+    assert text.count(f"accuracy at like length {controlled:.4f}") == 2, "a key figure, and in the table on length"
     titles = ("Plots", "Subsets", "Against the other model", "Reliability", "Length", "Pairs that it gets most wrong")
     assert [title for title in titles if title not in text] == []
     assert f"p = {described['against']['mcnemar']['p_value']:.3g}" in text

@@ -39,6 +39,7 @@ def test_page_tells_figures_curves_settings_and_pairs(tmp_path):
         *CHARTS,
         "Reliability",
         "Margins of the held-out pairs",
+        "accuracy at like length (length alone has 0.5)",
         "Finished after 30 steps",
         "tokens saved 75%",
     ):

@@ -181,6 +181,7 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         ("Brier score", f"{o['brier']:.4f} (a coin: 0.25)"),
         ("calibration error", f"{o['ece']:.4f}"),
         *_trusted(m["trust"]),
+        ("accuracy at like length", controlled(bias["controlled"])),
         ("longer is chosen", accuracy_of(bias["longer_chosen"])),
         ("shorter is chosen", accuracy_of(bias["shorter_chosen"])),
         ("always the longer", number(bias["always_longer"])),
@@ -223,6 +224,14 @@ def rows_of(lists: dict) -> str:
 def accuracy_of(share: dict) -> str:
     """An accuracy and its number of pairs, in words."""
     return f"accuracy {share['accuracy']:.4f} of {share['pairs']:,} pairs" if share["pairs"] else "no such pair"
+
+
+def controlled(found: dict) -> str:
+    """Length-controlled accuracy, its interval and the pairs that count, in words."""
+    if found["accuracy"] is None:
+        return "no pairs that can be matched by length"
+    interval = f"95 % interval {found['accuracy_low']:.4f} to {found['accuracy_high']:.4f}"
+    return f"{found['accuracy']:.4f} ({interval}; weight of {found['effective']:,.0f} pairs; length alone has 0.5)"
 
 
 def number(value: float | None, form: str = ".4f") -> str:

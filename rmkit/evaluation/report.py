@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from rmkit.evaluation import plots
-from rmkit.evaluation.metrics import BY, Columns, accuracy_of, key_figures, number, rows_of
+from rmkit.evaluation.metrics import BY, Columns, accuracy_of, controlled, key_figures, number, rows_of
 from rmkit.evaluation.page import render
 
 QUOTE = 900
@@ -148,6 +148,7 @@ def _accuracy_at(curve: list[dict], share: float) -> float:
 
 def _length(bias: dict) -> dict:
     rows = [
+        ["accuracy at like length", controlled(bias["controlled"])],
         ["accuracy where the longer response is chosen", accuracy_of(bias["longer_chosen"])],
         ["accuracy where the shorter response is chosen", accuracy_of(bias["shorter_chosen"])],
         ["accuracy of always picking the longer", number(bias["always_longer"])],

@@ -11,6 +11,7 @@ from scipy import stats
 
 # Under their own names: whoever asks for a statistic of an evaluation finds it here.
 from rmkit.pages.verdicts import calibration as calibration
+from rmkit.pages.verdicts import length_controlled
 from rmkit.pages.verdicts import mcnemar as mcnemar
 from rmkit.pages.verdicts import sigmoid as sigmoid
 from rmkit.pages.verdicts import wilson as wilson
@@ -71,6 +72,7 @@ def length_bias(
 ) -> dict:
     """How much the scores depend on the length of the responses, int [N] each, in any unit.
 
+    `controlled`: accuracy where length tells nothing of the label (`length_controlled`).
     `longer_chosen` and `shorter_chosen`: accuracy where the preferred response is the longer or the shorter one; a
     model that looks at length alone has 1 and 0. `always_longer`: accuracy of picking the longer response, and
     `prefers_longer`: how often the model does so, both among pairs of unlike length. `rank_correlation`: of score and
@@ -82,6 +84,7 @@ def length_bias(
     unlike = longer != 0
     n = int(unlike.sum())
     return {
+        "controlled": length_controlled(d > 0, longer),
         "longer_chosen": share(d[longer > 0] > 0),
         "shorter_chosen": share(d[longer < 0] > 0),
         "equal_length": len(d) - n,

@@ -12,7 +12,7 @@ from rmkit.pages.curves import counted
 from rmkit.pages.folder import RunFolder
 from rmkit.pages.frame import environment
 from rmkit.pages.heldout import HeldOut
-from rmkit.pages.verdicts import calibration, wilson
+from rmkit.pages.verdicts import calibration, length_controlled, wilson
 from rmkit.storage.atomic import written_file
 from rmkit.terminal import clock
 
@@ -95,6 +95,7 @@ def _held_out(held: HeldOut) -> dict[str, Any] | None:
         ("pairs", f"{len(held.margin):,}"),
         ("Brier score", f"{measured['brier']:.4f} (a coin: 0.25)"),
         ("expected calibration error", f"{measured['ece']:.4f}"),
+        ("accuracy at like length (length alone has 0.5)", _at_like_length(held.margin > 0, longer)),
         ("accuracy where the longer conversation is chosen", _share(held.margin[longer > 0] > 0)),
         ("accuracy where the shorter conversation is chosen", _share(held.margin[longer < 0] > 0)),
         ("always the longer (a floor)", _share(longer[longer != 0] > 0)),
@@ -114,6 +115,13 @@ def _share(right: np.ndarray) -> str:
         return "no such pair"
     low, high = wilson(int(right.sum()), len(right))
     return f"{right.mean():.4f} ({low:.3f} to {high:.3f}; {len(right):,} pairs)"
+
+
+def _at_like_length(right: np.ndarray, longer: np.ndarray) -> str:
+    if (found := length_controlled(right, longer))["accuracy"] is None:
+        return "no pairs that can be matched"
+    interval = f"{found['accuracy_low']:.3f} to {found['accuracy_high']:.3f}"
+    return f"{found['accuracy']:.4f} ({interval}; weight of {found['effective']:,.0f} pairs)"
 
 
 def _pair(held: HeldOut, i: int) -> dict[str, Any]:
