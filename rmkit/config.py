@@ -321,11 +321,12 @@ class TrustConfig:
     posterior: Literal["auto", "off"] = "auto"
     """Measure after training how uncertain the head is (FINAL/posterior.safetensors), and fit
     the temperature of held-out pairs (rmkit.json). auto: where the pairs tell them. off: neither."""
-    pairs: int = 4096
-    """Training pairs that it is measured on, and held-out pairs at most; drawn from the seed."""
+    pairs: int | None = None
+    """Most training pairs, and most held-out pairs, that it is measured on; drawn from the seed.
+    By default a fortieth of the pairs that the training has seen, but 256 to 4096."""
 
     def __post_init__(self) -> None:
-        _check(self.pairs >= 1, "--trust.pairs", self.pairs, "set at least 1")
+        _check(self.pairs is None or self.pairs >= 1, "--trust.pairs", self.pairs, "set at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

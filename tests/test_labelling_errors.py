@@ -97,6 +97,15 @@ def test_pairs_that_the_model_cannot_tell_are_left_out_and_counted(world, tmp_pa
     assert f"pairs with a probability under {limit}: left out {len(every) - len(some)}" in told
 
 
+def test_prompts_with_too_many_samples_are_counted(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(errors, "MANY", 3)
+    found = labelled(world, tmp_path / "f.jsonl", "--feedback", "pairwise")
+    assert all("probability" in row and "difference_se" not in row for row in found)
+    assert f"prompts with more than {errors.MANY} samples: no difference_se 12" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_model_without_a_posterior(world, tmp_path, capsys):
     found = labelled(world, tmp_path / "f.jsonl", "--feedback", "pairwise", model="plain")
     assert not {"probability", "difference_se"} & found[0].keys()

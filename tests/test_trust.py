@@ -5,6 +5,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,14 +147,26 @@ def test_a_sample_stands_for_all_and_is_drawn_from_the_seed(tmp_path):
     assert held(made[0])["held_out_pairs"] == 31
 
 
-def test_two_ranks_give_the_posterior_of_one(final, tmp_path):
+@pytest.mark.parametrize(
+    ("seen", "looked_at"), [(1, 256), (10_240, 256), (10_280, 257), (19_504, 487), (163_840, 4096), (10**7, 4096)]
+)
+def test_how_many_pairs_are_looked_at(seen, looked_at, tmp_path):
+    run, progress = SimpleNamespace(config=config(tmp_path)), SimpleNamespace(examples=seen)
+    assert trust.most_pairs(run, progress) == looked_at
+    run.config = config(tmp_path, trust=TrustConfig(pairs=31))
+    assert trust.most_pairs(run, progress) == 31
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_give_the_posterior_of_one(strategy, final, tmp_path):
     """From weights that are trained already, which stay: another number of ranks would train others in the last bit."""
     for name, given in (("train", TRAIN), ("test", TEST)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     asked = ["--data.train", str(tmp_path / "train.jsonl"), "--data.test", str(tmp_path / "test.jsonl")]
     asked += ["--cache-dir", str(tmp_path), "--batch.pairs", "16", "--optim.lr", "1e-9", "--model.name", str(final)]
     for count in (1, 2):
-        ranks.run(count, tmp_path / f"said{count}", main, [*asked, "--exp-name", f"r{count}"])
+        given = [*asked, "--exp-name", f"r{count}", "--parallel.strategy", strategy if count > 1 else "auto"]
+        ranks.run(count, tmp_path / f"said{count}", main, given)
     one, two = (storage.load(tmp_path / f"r{count}" / "FINAL", 128) for count in (1, 2))
     assert two.posterior.prior == pytest.approx(one.posterior.prior, rel=1e-6)
     x = np.random.default_rng(0).normal(size=(50, 128))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rmkit.labelling import errors as standard_errors
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.config import LabelConfig
 from rmkit.labelling.errors import Errors
@@ -84,6 +85,8 @@ def _pairs(config, file, positions, scores, threshold, rng, counts, errors, trus
     _, first, twin = np.unique(file.index["text"][positions], return_index=True, return_inverse=True)
     rewards = scores[positions[first]].astype(np.float64)[twin]
     of_differences = None if errors is None else errors.of_differences(positions)
+    if errors is not None and of_differences is None:
+        counts[f"prompts with more than {standard_errors.MANY} samples: no difference_se"] += 1
     for better, worse in fb.pairs_of(rewards, config.pairing or "max", threshold, rng):
         swap, more = bool(rng.random() < 0.5), {}  # drawn for every pair, so that those that stay are as they were
         if trust is not None:

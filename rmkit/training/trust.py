@@ -26,6 +26,10 @@ from rmkit.training.validation import CHUNK
 
 Say = Callable[[str], None]
 
+FEWEST, MOST, SHARE = 256, 4096, 40
+"""Pairs that are looked at by default: one in SHARE of those that the training has seen. Two such passes, forward only,
+are 2 / (3 x 40) of the training's arithmetic: under 2 %."""
+
 
 def worth(run: Run, progress: Progress, say: Say) -> Trust | None:
     """Measure what the scores are worth, as --trust.* says; None where nothing can be told. `say` tells what is left
@@ -41,15 +45,15 @@ def worth(run: Run, progress: Progress, say: Say) -> Trust | None:
 
 def _worth(run: Run, progress: Progress, say: Say) -> Trust | None:
     began = time.perf_counter()
-    weight = head_weight(run)
-    sample, of = sampled(run, progress)
+    weight, most = head_weight(run), most_pairs(run, progress)
+    sample, of = sampled(run, progress, most)
     made = None
     try:
         made = of_training(run, weight, sample, of)
     except ValueError as error:
         say(f"no posterior of the score head: {error}")
     trust = Trust(posterior=made, sampled_pairs=len(sample) if made else 0, training_pairs=of if made else 0)
-    trust = with_temperature(run, weight, trust, say)
+    trust = with_temperature(run, weight, trust, most, say)
     if trust.posterior is None and trust.temperature is None:
         return None
     parts = []
@@ -68,14 +72,20 @@ def head_weight(run: Run) -> Tensor:
     return run.model.head.rewards(full.T)
 
 
-def sampled(run: Run, progress: Progress) -> tuple[np.ndarray, int]:
+def most_pairs(run: Run, progress: Progress) -> int:
+    """How many pairs of either set are looked at, at most."""
+    asked = run.config.trust.pairs
+    return min(max(progress.examples // SHARE, FEWEST), MOST) if asked is None else asked
+
+
+def sampled(run: Run, progress: Progress, most: int) -> tuple[np.ndarray, int]:
     """Indices of the training pairs that are looked at, drawn from the seed, and how many pairs they stand for: those
     that the training has seen, each once."""
     pairs = run.train.items
     seen = epoch_order(pairs.group, 0, run.config)[: progress.examples]
     seen = seen[pairs.labels["compared"][seen] > 0]
     draw = np.random.default_rng([run.config.seed, 13]).permutation(len(seen))
-    return seen[draw[: run.config.trust.pairs]], len(seen)
+    return seen[draw[:most]], len(seen)
 
 
 def of_training(run: Run, weight: Tensor, sample: np.ndarray, of: int) -> Posterior:
@@ -106,15 +116,15 @@ def of_training(run: Run, weight: Tensor, sample: np.ndarray, of: int) -> Poster
     return sent_by_first_rank(fit)
 
 
-def with_temperature(run: Run, weight: Tensor, trust: Trust, say: Say) -> Trust:
-    """The same with the temperatures of the held-out pairs, where these tell them."""
+def with_temperature(run: Run, weight: Tensor, trust: Trust, most: int, say: Say) -> Trust:
+    """The same with the temperatures of at most `most` held-out pairs, where these tell them."""
     if run.test is None:
         say("no temperature: there are no held-out pairs to fit it on (give --data.test)")
         return trust
     labels = run.test.items.labels
     compared = np.flatnonzero(labels["compared"] > 0)
     draw = np.random.default_rng([run.config.seed, 14]).permutation(len(compared))
-    looked_at = compared[draw[: run.config.trust.pairs]]
+    looked_at = compared[draw[:most]]
 
     def margins() -> Tensor:
         """A row [margin, squared standard error] of each held-out pair; zeros for those of other ranks."""
