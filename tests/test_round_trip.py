@@ -31,7 +31,8 @@ def test_train_label_train_on_the_labels_evaluate(tmp_path):
     config = AutoConfig.for_model("llama", **{**TINY, "vocab_size": 128, "max_position_embeddings": 4096})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
     demo.tokenizer().save_pretrained(tmp_path / "lm")
-    common = ["--cache-dir", tmp_path, "--data.max-length", "1500", "--optim.lr", "1e-3", "--save.every", "0"]
+    common = ["--cache-dir", tmp_path, "--data.max-length", "1500", "--optim.lr", "1e-3"]
+    common += ["--optim.max-steps", "16", "--save.every", "0"]
 
     first = ["--exp-name", "first", "--model.name", tmp_path / "lm", *common]
     command("train", *first, "--data.train", TULU, "--data.test", TULU)
