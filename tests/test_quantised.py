@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rmkit.config import LoraConfig, ModelConfig, ParallelConfig, TrainConfig
+from rmkit.distributed.sharding import _placed
 from rmkit.model import quantised
 from rmkit.model.pretrained import build_model, load_config
 from rmkit.storage.self_check import verify
@@ -104,14 +105,14 @@ def test_scores_of_4_bit_weights_are_not_asked_of_the_base_as_it_is(tmp_path):
 def test_4_bit_weights_under_lora_learn_and_stay(tmp_path):
     pytest.importorskip("bitsandbytes")
     architecture = AutoConfig.for_model("llama", **{**TINY, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16})
-    AutoModelForCausalLM.from_config(architecture).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(architecture).bfloat16().save_pretrained(tmp_path)  # auto keeps these in bf16
     config = asked(tmp_path)
     quantised.check(config, 1)
     model = build_model(config, load_config(str(tmp_path)), 97, 5, lambda text: None)
     assert quantised.is_4bit(model.classifier)
     held = [p for p in model.parameters() if p.dtype == torch.uint8]
     assert len(held) == 7 * TINY["num_hidden_layers"]
-    learns(model.cuda().float())
+    learns(_placed(model, torch.device("cuda")))
 
 
 def learns(model) -> None:

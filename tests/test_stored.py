@@ -114,3 +114,25 @@ def test_a_weight_that_needs_no_change_is_a_copy():
 def test_auto_keeps_frozen_bf16_weights_where_autocast_would_make_them_so(weights, rank, stored, bf16, found):
     config = TrainConfig(model=ModelConfig(name="m", weights=weights), lora=LoraConfig(rank=rank))
     assert _kept_in(config, stored, bf16) == found
+
+
+class Codes(nn.Linear):
+    """As bitsandbytes keeps a layer: two 4-bit codes a byte, which are no numbers, and a forward that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, bias=False)
+        self.weight = nn.Parameter(torch.tensor([[1], [2]], dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.expand(2, 2).to(x).T
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_codes_of_4_bits_stay_and_are_read_by_their_own_forward(weights):
+    layers = nn.Sequential(Codes(), nn.Linear(2, 2))
+    layers[0].bias = nn.Parameter(torch.ones(2))
+    placed(layers, CPU, weights)
+    assert layers[0].weight.dtype == torch.uint8
+    assert layers[1].weight.dtype == weights
+    assert layers[0](torch.tensor([[1.0, 3.0]])).tolist() == [[4.0, 8.0]]
+    assert "forward" not in vars(layers[1]), "torch.compile would tell every layer from the others"

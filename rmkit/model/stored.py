@@ -23,24 +23,31 @@ def placed(module: Module, device: torch.device, weights: torch.dtype = torch.fl
     if weights == torch.float32:
         return module.float()
     for path, part in module.named_modules():
+        if not all(p.is_floating_point() for p in part.parameters(recurse=False)):
+            continue  # codes of 4 bits are no numbers, and their module has a forward of its own
         dtype = torch.float32 if ".lora_" in path else weights
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 # What stays as it was loaded may be a file's own memory.
                 kept = parameter.detach().to(dtype, copy=device.type == "cpu")
                 part._parameters[name] = nn.Parameter(kept, parameter.requires_grad)
-        if isinstance(part, nn.Linear) and dtype == weights:
-            part.forward = functools.partial(_linear, part)
+        if type(part) is nn.Linear and dtype == weights:
+            part.__class__ = KeptLinear
         elif isinstance(part, nn.Embedding):
             part.forward = functools.partial(_in_float32, part)
     return module
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Its own forward under autocast; without, by float32 copies of what it holds."""
-    if torch.is_autocast_enabled(x.device.type):
-        return functional.linear(x, layer.weight, layer.bias)
-    return functional.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+class KeptLinear(nn.Linear):
+    """Its own forward under autocast; without, by float32 copies of what it holds.
+
+    A class, and no forward of each module: torch.compile tells those apart, and would compile every layer anew.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            return functional.linear(x, self.weight, self.bias)
+        return functional.linear(x, self.weight.float(), None if self.bias is None else self.bias.float())
 
 
 def _in_float32(part: nn.Module, *args: Any) -> Tensor:

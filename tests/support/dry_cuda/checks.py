@@ -204,15 +204,19 @@ def waits() -> dict:
     return {"waits": dict(tally.waits), "microbatches": len(forwards), "reads": len(reads)}
 
 
-def compiled(backend: str) -> dict:
-    """How often a backend has been asked to compile after each of five batches of other sizes, for all layers."""
+def compiled(backend: str, weights: str = "auto", rank: int = 0) -> dict:
+    """How often a backend has been asked to compile after a scoring pass and after each of five batches of other sizes,
+    for all layers."""
     counter = CompileCounterWithBackend(backend)
     with FakeTensorMode(allow_non_fake_inputs=True):  # no tally: dynamo compiles under no other mode
-        model = built("qwen3", TINY, recomputed=True)
+        model = built("qwen3", {**TINY, "num_hidden_layers": 6}, recomputed=True, weights=weights, rank=rank)
         wrapped = placed(model)
         compile_layers(model, backend=counter, fullgraph=True)
         frames = []
         with compiling():
+            with torch.no_grad():
+                wrapped(batch(1500, prompt=100, response=100), features=True)
+            frames.append(counter.frame_count)
             for seed, tokens in enumerate((2048, 3000, 2500, 2000, 2600)):
                 packed = batch(tokens, seed=seed, prompt=100, response=100)
                 wrapped(packed, LossConfig(), 8.0).loss.backward()
