@@ -4,6 +4,7 @@ The demo is trained for so many steps (it is not at its end then, so that there 
 looked at on held-out prompts, with the end states fixed:
 * coverage: the head is refitted on bootstrap samples of N training pairs; how the margins of held-out pairs spread over
   the refits, beside the standard errors of a posterior of the same N pairs;
+* sampling: standard errors of a posterior of fewer pairs, scaled to stand for all N as in training, beside all N's;
 * calibration before and after: temperatures of one half of the held-out prompts, measured on the other, both ways;
 * whether the model knows what it has wrong: risk-coverage area and AUROC by |margin|, calibrated confidence and
   standard error alone;
@@ -34,6 +35,8 @@ from rmkit.training import trust
 
 PAIRS = 4096
 """Training pairs of the refits."""
+SAMPLES = (64, 128, 256, 512, 1024)
+"""Fewer of them, to see what sampling costs"""
 
 
 def trained(steps: int, folder: Path) -> tuple[Path, dict]:
@@ -74,9 +77,9 @@ def head(x: np.ndarray, times: np.ndarray, prior: float, start: np.ndarray) -> n
     return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-6, "maxiter": 2000}).x
 
 
-def at(w: np.ndarray, x: np.ndarray) -> Posterior:
+def at(w: np.ndarray, x: np.ndarray, stands_for: int | None = None) -> Posterior:
     p = 1 / (1 + np.exp(-x @ w))
-    hessian = torch.from_numpy((x * (p * (1 - p))[:, None]).T @ x)
+    hessian = torch.from_numpy((x * (p * (1 - p))[:, None]).T @ x) * ((stands_for or len(x)) / len(x))
     return posterior(hessian, torch.from_numpy(w), torch.zeros(len(w)).double())
 
 
@@ -100,6 +103,16 @@ def coverage(w: np.ndarray, train: np.ndarray, test: np.ndarray, refits: int) ->
             "refits within 1.96 standard errors": float(inside.mean()),
             "rank correlation of spread and standard error": float(np.corrcoef(rank(margins.std(1)), rank(se))[0, 1]),
         }
+    return found
+
+
+def sampling(w: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict:
+    """How many times as large standard errors are where fewer pairs are looked at."""
+    order, se, found = np.random.default_rng(3).permutation(len(train)), at(w, train).difference_se(test), {}
+    for count in SAMPLES:
+        ratio = at(w, train[order[:count]], len(train)).difference_se(test) / se
+        low, median, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+        found[count] = {"q05": low, "median": median, "q95": high}
     return found
 
 
@@ -138,6 +151,7 @@ def look(final: Path, refits: int) -> dict:
         "temperature": scorer.trust.temperature,
         "temperature_with_se": scorer.trust.temperature_with_se,
         "coverage": coverage(w, train, x, refits),
+        "standard error of a sample / of all pairs": {"hidden": len(w), "pairs": len(train), **sampling(w, train, x)},
         "calibration on the other half": calibration(margin, se, test.group),
         "risk_coverage": figures["risk_coverage"],
         "auroc_wrong": figures["auroc_wrong"],
