@@ -324,7 +324,7 @@ class TrustConfig:
     pairs: int | None = None
     """Most training pairs, and most held-out pairs, that it is measured on; drawn from the seed.
     By default a fortieth of the pairs that the training has seen, but 256 to 4096.
-    Fewer pairs than hidden units make the standard errors too wide, never too narrow."""
+    Fewer pairs than hidden units make the standard errors too wide."""
 
     def __post_init__(self) -> None:
         _check(self.pairs is None or self.pairs >= 1, "--trust.pairs", self.pairs, "set at least 1")

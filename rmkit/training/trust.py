@@ -28,8 +28,8 @@ Say = Callable[[str], None]
 
 FEWEST, MOST, SHARE = 256, 4096, 40
 """Pairs that are looked at by default: one in SHARE of those that the training has seen. Two such passes, forward only,
-are 2 / (3 x 40) of the training's arithmetic: under 2 %. What a sample does not tell counts as unknown, so standard errors
-of few pairs are too wide: bench/posterior_bench.py has by how much."""
+are 2 / (3 x 40) of the training's arithmetic: under 2 %. What a sample does not tell counts as unknown, so the standard
+errors of few pairs are too wide: bench/posterior_bench.py has by how much."""
 
 
 def worth(run: Run, progress: Progress, say: Say) -> Trust | None:
