@@ -1,7 +1,12 @@
 """Every form of a row of samples, what is kept of it, and what is refused."""
 
+import json
+
 import pytest
 
+from rmkit.data.forms import preferences, shape_of
+from rmkit.data.named import NAMED
+from rmkit.data.shapes.ranked import STEERED
 from rmkit.labelling import samples as samples_module
 from rmkit.labelling.samples import samples
 from support.true_rows import TOOL, call, true_rows
@@ -135,8 +140,21 @@ def test_the_input_of_alpaca_is_part_of_the_prompt():
 @pytest.mark.parametrize("name", true_rows())
 def test_both_answers_of_every_shape(name):
     said = [sample.response[-1]["content"] for sample in samples(true_rows()[name][1])]
-    wanted = {"HelpSteer2": ["good"], "Arena 55k": ["x", ""]}.get(name, ["bad", "good"])
+    wanted = {"HelpSteer2": ["good"], "HelpSteer2 turns": ["good"], "Arena 55k": ["x", ""]}.get(name, ["bad", "good"])
     assert sorted(said) == sorted(wanted)
+
+
+@pytest.mark.parametrize("name", true_rows())
+def test_the_prompt_is_the_one_that_train_reads(name):
+    row = true_rows()[name][1]
+    if name.startswith("HelpSteer2") and "response" in row:  # train takes the next row too
+        row = row | {"response": ["good", "bad"]} | {of: [4, 1] for of in STEERED}
+    shape = shape_of(row)
+    if shape.named:
+        ((_, wanted),) = NAMED[shape.named].function([row], "test")
+    else:
+        (wanted,) = preferences(row, shape.name)
+    assert {json.dumps(sample.prompt) for sample in samples(true_rows()[name][1])} == {json.dumps(wanted["prompt"])}
 
 
 def test_answers_that_tie_are_samples_too():

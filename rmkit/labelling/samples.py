@@ -84,7 +84,7 @@ def samples(row: Any, renames: Renames = ()) -> list[Sample]:
         return _samples(row, ((f"{field}[{i}]", response, {"sample_id": i}) for i, response in enumerate(listed)))
     one = next((field for field in ONE if row.get(field) is not None), None)
     if one is not None and (shape is None or shape.joins or not shape.pairs):
-        return _samples(row, [(one, row[one], {})])
+        return _samples(row, [(one, row[one], {})], shape)
     if shape is None:
         forms.shape_of(row)
     return _sides(row, shape)
@@ -101,7 +101,9 @@ def _shape(row: dict[str, Any]) -> Shape | None:
         return None
 
 
-def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]]) -> list[Sample]:
+def _samples(
+    row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]], shape: Shape | None = None
+) -> list[Sample]:
     """A sample for each of `responses`: (name of its field, the response, what its record has besides the row's)."""
     prompt_field = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
     if prompt_field == "prompt" and context.given(row, "input"):
@@ -109,7 +111,7 @@ def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, 
             f"field 'input': found {show(row['input'])} beside a prompt; put it into the prompt, or leave it out: "
             "--columns input="
         )
-    prompt = instruction(row, prompt_field)
+    prompt = shape.asked(row) if shape is not None and shape.asked else instruction(row, prompt_field)
     if not prompt:
         raise ValueError(f"field '{prompt_field}': found an empty list, need text or at least one message")
     prompt, options = context.surrounded(row, prompt, ()), context.options(row)

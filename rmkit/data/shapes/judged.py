@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rmkit.data.fields import number, show, text
 from rmkit.data.messages import Message, messages
 from rmkit.data.shapes.instruction import instruction
+from rmkit.data.shapes.plain import nemo_turns
 from rmkit.data.shapes.shape import Pair, Row, Shape, names, parted
 
 TIE = "tie"
@@ -92,6 +93,10 @@ def _texts(prompt: Callable[[Row], list[Message]], first: str, second: str, verd
 
 def _field(name: str) -> Callable[[Row], list[Message]]:
     return lambda row: messages(row.get(name), name, "user")
+
+
+def _nemo(row: Row) -> list[Message]:
+    return nemo_turns(row["prompt"], "prompt")
 
 
 def _halos(row: Row) -> Iterator[Pair]:
@@ -253,7 +258,7 @@ SHAPES = (
         name="HelpSteer2 preference",
         needs="prompt, response_1, response_2 and preference_strength",
         keys=names("prompt", "response_1", "response_2", "preference_strength"),
-        pairs=_texts(_field("prompt"), "response_1", "response_2", _strength("preference_strength")),
+        pairs=_texts(_nemo, "response_1", "response_2", _strength("preference_strength")),
     ),
     Shape(
         name="HelpSteer3",

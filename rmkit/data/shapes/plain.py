@@ -15,6 +15,7 @@ from rmkit.data.shapes.shape import Pair, Row, Shape, behind, check_number, name
 
 # The blank after the colon is not part of the marker: a turn may be empty (HH has some).
 _MARKER = re.compile(r"\n\n(Human|Assistant):(?=\s|\Z)")
+_NEMO = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|\Z)")
 
 PROMPTS = names("prompt", "messages", "conversations", "conversation", "instruction", "question", "query")
 """Fields that hold a prompt beside chosen and rejected. `prompt` wins over the others, which are then said to be
@@ -64,6 +65,30 @@ def hh_turns(text: str) -> tuple[list[Message], str | None]:
         else:
             turns.append({"role": role, "content": content})
     return turns, None if last is None else text[marks[last].end() :].strip()
+
+
+def nemo_turns(value: Any, field: str) -> list[Message]:
+    """A prompt as NeMo's data have it: text that starts with the user's turn, before each further turn
+    "<extra_id_1>User" or "<extra_id_1>Assistant" on a line of its own. What is no such text is read as `messages`.
+
+    Raises ValueError where the last turn is not the user's, or one speaker has two turns in a row.
+    """
+    first, *marked = _NEMO.split(value) if isinstance(value, str) else [value]
+    if not marked:
+        return messages(value, field, "user")
+    text(value, field)
+    turns = [
+        {"role": role.lower(), "content": content} for role, content in zip(marked[::2], marked[1::2], strict=True)
+    ]
+    if first:  # a mark may stand before the first turn too
+        turns.insert(0, {"role": "user", "content": first})
+    roles = [turn["role"] for turn in turns]
+    if roles[-1] != "user" or any(a == b for a, b in itertools.pairwise(roles)):
+        raise ValueError(
+            f"field '{field}': found <extra_id_1> turns of {', '.join(roles[-6:])}, need turns of user and assistant "
+            "one after the other, the user's last"
+        )
+    return turns
 
 
 def _opened(text: str) -> str:

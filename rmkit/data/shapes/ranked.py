@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from rmkit.data.fields import entries, number, show
-from rmkit.data.messages import messages
+from rmkit.data.messages import Message, messages
 from rmkit.data.ratings import LIST, ONE, is_rated
 from rmkit.data.shapes.instruction import instruction
-from rmkit.data.shapes.plain import hh_turns, is_hh_prompt
+from rmkit.data.shapes.plain import hh_turns, is_hh_prompt, nemo_turns
 from rmkit.data.shapes.shape import Pair, Responses, Row, Shape, names, ranked, same_count
 
 STEERED = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -96,13 +96,17 @@ def _holds(field: str, *parts: str) -> Any:
     return fits
 
 
+def _steered_prompt(row: Row) -> list[Message]:
+    return nemo_turns(row["prompt"], "prompt")
+
+
 def _steered(row: Row) -> Iterator[Pair]:
     """The answers that follow one another on one prompt, the more helpful first; each field is a list by then. Of two
     answers the ratings are kept; of more, each would count once for each of its pairs."""
     answers, rated = row["response"], [row[name] for name in STEERED]
     if not (isinstance(answers, list) and all(isinstance(of, list) and len(of) == len(answers) for of in rated)):
         answers, rated = [answers], [[number] for number in rated]
-    prompt = messages(row["prompt"], "prompt", "user")
+    prompt = _steered_prompt(row)
     sides = [messages(answer, "response") for answer in answers]
     ratings = [dict(zip(STEERED, map(number, of, STEERED), strict=True)) for of in zip(*rated, strict=True)]
     goods = [of["helpfulness"] for of in ratings]
@@ -171,6 +175,7 @@ SHAPES = (
         keys=names("prompt", "response", STEERED),
         without=names("ratings"),
         pairs=_steered,
+        asked=_steered_prompt,
         joins="prompt",
     ),
 )
