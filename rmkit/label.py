@@ -26,6 +26,7 @@ from rich.console import Console
 
 from rmkit import demo_model
 from rmkit.config import DEMO_MODEL
+from rmkit.data.source import literal_turns
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank, ranks
 from rmkit.errors import told
@@ -199,7 +200,8 @@ def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None
             raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}") from error
     counts = json.loads(file.read_text())
     twice = f" ({counts['duplicates']:,} more stand in several preferences)" if counts["duplicates"] else ""
-    say(f"{shown(config.samples)}: {counts['samples']:,} completions in {counts['rows']:,} rows{twice}")
+    speakers = literal_turns(counts["speakers"])
+    say(f"{shown(config.samples)}: {counts['samples']:,} completions in {counts['rows']:,} rows{twice}{speakers}")
 
 
 def report(

@@ -25,7 +25,7 @@ def test_samples_are_looked_up_in_any_order(tmp_path, monkeypatch, array, batch)
     counts = build_index(file, "s.json", tmp_path)
     samples = SampleFile(file, "s.json", tmp_path)
     wanted = [(row["prompt"], response) for row in rows for response in row["responses"]]
-    assert counts == {"rows": 9, "samples": len(wanted), "duplicates": 0}
+    assert counts == {"rows": 9, "samples": len(wanted), "duplicates": 0, "speakers": 0}
     for i in [*range(len(samples)), *reversed(range(len(samples)))]:
         found = samples[i]
         assert (found.prompt[0]["content"], found.response[0]["content"]) == wanted[i]
@@ -37,10 +37,17 @@ def test_a_side_in_several_preferences_is_one_sample_but_equal_samples_stay(tmp_
     pairs = [{"prompt": "q", "chosen": a, "rejected": b} for a, b in ("ab", "bc", "ca")]
     equal = [{"prompt": "q", "output": "a", "sample_id": i} for i in range(2)]
     file = written(tmp_path, [*pairs, *equal])
-    assert build_index(file, "s", tmp_path) == {"rows": 5, "samples": 5, "duplicates": 3}
+    assert build_index(file, "s", tmp_path) == {"rows": 5, "samples": 5, "duplicates": 3, "speakers": 0}
     samples = SampleFile(file, "s", tmp_path)
     assert [samples[i].response[0]["content"] for i in range(5)] == ["a", "b", "c", "a", "a"]
     assert len(by_prompt(samples.index["group"])[1]) == 2
+
+
+def test_rows_whose_prompt_holds_turns_as_text_are_counted(tmp_path):
+    literal = {"prompt": "Go on:\n\nHuman: q", "responses": ["a", "b"]}
+    marked = {"prompt": "q\n<extra_id_1>Assistant\na\n<extra_id_1>User\nr", "output": "b"}
+    read = {"prompt": "\n\nHuman: q\n\nAssistant:", "output": "b"}
+    assert build_index(written(tmp_path, [literal, marked, read]), "s", tmp_path)["speakers"] == 2
 
 
 def test_a_bad_row_is_named_and_no_index_is_left(tmp_path):

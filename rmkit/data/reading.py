@@ -15,6 +15,7 @@ from rmkit.data.fields import show
 from rmkit.data.files import Located, read_rows
 from rmkit.data.forms import detect, preferences
 from rmkit.data.named import NAMED
+from rmkit.data.shapes.plain import holds_turns
 from rmkit.data.shapes.shape import Shape
 
 DEMO = "demo"
@@ -111,14 +112,13 @@ def from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
             continue
         if len(unused) < MOST_NAMES:
             unused |= forms.unused(row, shape)
-        report["speakers"] += "\n\nHuman:" in row["prompt"] if type(row.get("prompt")) is str else 0
+        report["speakers"] += any(holds_turns(pair["prompt"]) for pair in pairs[:1])  # all pairs of a row have one
         number = where.rpartition(" ")[2]
         if not pairs:
             yield number, "no responses of different rank"
         for preference in pairs:
             yield number, preference
     report["unused"] = _some(unused)
-    report["speakers"] *= shape.name == "explicit prompt"
 
 
 def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:

@@ -115,9 +115,13 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
     read = f"{read}; dropped: {dropped}" if dropped else read
     read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
-    if report["speakers"]:
-        read += f'; {report["speakers"]:,} prompts hold "Human:" turns and are read as one user\'s text'
-    return read + _not_used(report["unused"])
+    return read + literal_turns(report["speakers"]) + _not_used(report["unused"])
+
+
+def literal_turns(prompts: int) -> str:
+    """What is said of prompts in which speakers take turns that are not read as such."""
+    told = 'prompts hold "Human:" or "<extra_id_1>" turns and are read as one user\'s text'
+    return f"; {prompts:,} {told}" if prompts else ""
 
 
 def _not_used(fields: list[str]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rmkit.data.columns import Renames, of_file
 from rmkit.data.json_rows import decoded, parsed, rows, unit
+from rmkit.data.shapes.plain import holds_turns
 from rmkit.errors import UserError
 from rmkit.labelling.samples import Sample, samples
 from rmkit.storage.atomic import written_file
@@ -32,13 +33,13 @@ BATCH = 1 << 16
 
 
 def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples" and "duplicates".
-    `columns` gives fields of the rows other names.
+    """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples", "duplicates"
+    and "speakers" (rows whose prompt holds turns as one user's text). `columns` gives fields of the rows other names.
 
     A response to one prompt that occurs in several preferences is one sample; its repetitions are left out and counted.
     Raises ValueError on the first bad row, with its line or index, the field and what was found.
     """
-    counts = {"rows": 0, "samples": 0, "duplicates": 0}
+    counts = {"rows": 0, "samples": 0, "duplicates": 0, "speakers": 0}
     with (folder / "index.raw").open("wb") as file:
         for batch in _entries(path, shown, counts, columns):
             file.write(batch.tobytes())
@@ -80,6 +81,7 @@ def _entries(path: Path, shown: str, counts: dict[str, Any], columns: tuple[str,
             except ValueError as error:
                 raise ValueError(f"{shown}, {called} {row.number}: {error}") from None
             counts["rows"] += 1
+            counts["speakers"] += any(holds_turns(sample.prompt) for sample in of_row[:1])
             for part, sample in enumerate(of_row):
                 held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
             if len(held) >= BATCH:

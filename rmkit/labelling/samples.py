@@ -18,6 +18,7 @@ from rmkit.data.fields import entries, name, names, show
 from rmkit.data.messages import Message, messages
 from rmkit.data.named import NAMED
 from rmkit.data.shapes.instruction import instruction
+from rmkit.data.shapes.plain import turned
 from rmkit.data.shapes.shape import Shape
 
 LISTS = ("responses", "completions")
@@ -111,7 +112,8 @@ def _samples(
             f"field 'input': found {show(row['input'])} beside a prompt; put it into the prompt, or leave it out: "
             "--columns input="
         )
-    prompt = shape.asked(row) if shape is not None and shape.asked else instruction(row, prompt_field)
+    names_of, answers, more_of = zip(*responses, strict=True)
+    prompt, answers = _asked(row, prompt_field, shape, list(answers))
     if not prompt:
         raise ValueError(f"field '{prompt_field}': found an empty list, need text or at least one message")
     prompt, options = context.surrounded(row, prompt, ()), context.options(row)
@@ -121,7 +123,7 @@ def _samples(
     if options is not None:
         kept |= options
     made = []
-    for field, given, more in responses:
+    for field, given, more in zip(names_of, answers, more_of, strict=True):
         response = messages(given, field)
         if not response:
             raise ValueError(f"field '{field}': found an empty list, need text or at least one message")
@@ -137,6 +139,16 @@ def _samples(
             )
         )
     return made
+
+
+def _asked(row: dict[str, Any], field: str, shape: Shape | None, answers: list[Any]) -> tuple[list[Message], list[Any]]:
+    """The prompt and the answers, turned into turns where training would."""
+    if shape is not None and shape.asked is not None:
+        return shape.asked(row), answers
+    if field == "instruction":
+        return instruction(row), answers
+    prompt, answers = turned(row.get(field), answers)
+    return messages(prompt, field, "user"), answers
 
 
 def _sides(row: dict[str, Any], shape: Shape) -> list[Sample]:

@@ -109,6 +109,20 @@ def is_hh_prompt(value: Any) -> bool:
     return is_hh(value) and value.rstrip().endswith("\n\nAssistant:")
 
 
+def turned(prompt: Any, answers: list[Any]) -> tuple[Any, list[Any]]:
+    """HH text that ends where the assistant should speak, before answers that are text, as turns and stripped answers
+    (as `_hh_prompt` reads a pair); anything else as it is."""
+    if not (is_hh_prompt(prompt) and all(isinstance(answer, str) for answer in answers)):
+        return prompt, answers
+    return hh_turns(prompt)[0], [answer.strip() for answer in answers]
+
+
+def holds_turns(prompt: list[Message]) -> bool:
+    """Whether a user's message holds turns with HH's or NeMo's marks, which are read as that user's own words."""
+    said = (message["content"] for message in prompt if message["role"] == "user" and message["content"])
+    return any("\n\nHuman:" in _opened(content) or _NEMO.search(content) is not None for content in said)
+
+
 def _lists(row: Row) -> Iterator[Pair]:
     """All pairs of a chosen and a rejected text."""
     prompt = messages(row.get("prompt"), "prompt", "user")

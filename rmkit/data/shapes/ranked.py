@@ -14,7 +14,7 @@ from rmkit.data.fields import entries, number, show
 from rmkit.data.messages import Message, messages
 from rmkit.data.ratings import LIST, ONE, is_rated
 from rmkit.data.shapes.instruction import instruction
-from rmkit.data.shapes.plain import hh_turns, is_hh_prompt, nemo_turns
+from rmkit.data.shapes.plain import hh_turns, is_hh_prompt, nemo_turns, turned
 from rmkit.data.shapes.shape import Pair, Responses, Row, Shape, names, ranked, same_count
 
 STEERED = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -24,8 +24,8 @@ STEERED = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 def _ranked(row: Row) -> Responses:
     """With both ranks and scores, the ranks decide."""
     field = "completions" if row.get("responses") is None else "responses"
-    prompt = messages(row.get("prompt"), "prompt", "user")
-    responses = entries(row.get(field), field)
+    given, responses = turned(row.get("prompt"), entries(row.get(field), field))
+    prompt = messages(given, "prompt", "user")
     by = "scores" if row.get("ranks") is None else "ranks"
     values = entries(row.get(by), by)
     same_count(values, by, responses, field)
