@@ -213,5 +213,21 @@ def test_fields_that_are_not_read_are_known_by_name():
     assert unused(ROWS["TRL tools"][1], shape_of(ROWS["TRL tools"][1])) == set()
 
 
+def test_fields_within_answers_that_are_not_read_are_known_by_name():
+    """The system prompt under which each completion of UltraFeedback was sampled was dropped without a word."""
+    row = ROWS["UltraFeedback"][1]
+    within = {"annotations", "critique", "custom_system_prompt", "model", "overall_score", "principle"}
+    others = {"source", "models", "correct_answers", "incorrect_answers"}
+    assert unused(row, shape_of(row)) == others | {f"completions[].{name}" for name in within}
+    lists = {name: [of[name] for of in row["completions"]] for name in ("response", "fine-grained_score", "model")}
+    assert "completions[].model" in unused(row | {"completions": lists}, shape_of(row))
+    plain = [
+        {name: of[name] for name in ("response", "fine-grained_score")} | {"model": None} for of in row["completions"]
+    ]
+    assert unused(row | {"completions": plain}, shape_of(row)) == others
+    assert "answers[].model" in unused(ROWS["Nectar"][1], shape_of(ROWS["Nectar"][1]))
+    assert unused(ROWS["NeMo-RL"][1], shape_of(ROWS["NeMo-RL"][1])) == {"task_name"}
+
+
 def test_every_row_is_one_line_of_json():
     assert all("\n" not in json.dumps(row) for _, row in ROWS.values())

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from rmkit.data.cache import features
 from rmkit.data.counts import Counts
 from rmkit.data.source import load, overlap
+from support.true_rows import true_rows
 
 BAD = {"role": "assistant", "content": "bad"}
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -420,6 +421,13 @@ def test_fields_that_are_not_read_are_said_once_a_file():
     assert read("a.jsonl")[1] == [
         "a.jsonl: explicit prompt; 2 rows, 2 preferences; not used: score_a, source",
     ]
+
+
+def test_the_system_prompts_of_ultrafeedback_are_said_once_a_file():
+    write("a.jsonl", *[true_rows()["UltraFeedback"][1]] * 2)
+    found, said = read("a.jsonl")
+    assert found["prompt"] == [[{"role": "user", "content": "ask"}]] * 2
+    assert " ".join(said).count("completions[].custom_system_prompt") == 1
 
 
 def test_speakers_within_a_prompt_are_said():

@@ -60,6 +60,8 @@ def _nemo(row: Row) -> Responses:
 
 
 def _ultrafeedback(row: Row) -> Responses:
+    """Each completion was sampled under a system prompt of its own (custom_system_prompt), which is no part of what is
+    compared: it would differ between chosen and rejected. It is said to be unused."""
     return Responses(instruction(row), *_of_objects(row, "completions", "response", "fine-grained_score", 1.0))
 
 
@@ -142,6 +144,7 @@ SHAPES = (
         keys=names("context", "completions"),
         without=names("prompt"),
         fits=_holds("completions", "completion", "rank"),
+        parts=("completions", names("completion", "rank")),
         responses=_nemo,
     ),
     Shape(
@@ -150,6 +153,7 @@ SHAPES = (
         keys=names("instruction", "completions"),
         without=names("prompt"),
         fits=_holds("completions", "response", "fine-grained_score"),
+        parts=("completions", names("response", "fine-grained_score")),
         uses=names("input"),
         responses=_ultrafeedback,
     ),
@@ -158,6 +162,7 @@ SHAPES = (
         needs="prompt and answers, each with its answer and rank (1 is best)",
         keys=names("prompt", "answers"),
         fits=_holds("answers", "answer", "rank"),
+        parts=("answers", names("answer", "rank")),
         responses=_nectar,
     ),
     Shape(

@@ -58,6 +58,8 @@ class Shape:
     fits: Callable[[Row], bool] = anything
     uses: frozenset[str] = frozenset()
     """Fields that are read, besides `keys`"""
+    parts: tuple[str, frozenset[str]] | None = None
+    """A field whose objects hold an answer each, and what of them is read"""
     pairs: Callable[[Row], Iterator[Pair]] | None = None
     responses: Callable[[Row], Responses] | None = None
     """In place of `pairs`: all responses of a row, from which all pairs of different rank are made"""
