@@ -26,6 +26,7 @@ from rich.console import Console
 
 from rmkit import demo_model
 from rmkit.config import DEMO_MODEL
+from rmkit.data.cache import empty_report
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank, ranks
 from rmkit.errors import told
@@ -33,8 +34,8 @@ from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import FLAGS, STDIN, LabelConfig
 from rmkit.labelling.errors import Errors
-from rmkit.labelling.index import SampleFile, build_index, by_prompt
-from rmkit.labelling.input import plain_file, shown
+from rmkit.labelling.index import SampleFile, build_index, by_prompt, tell
+from rmkit.labelling.input import is_text, plain_file, shown
 from rmkit.labelling.partial import PartialScores
 from rmkit.labelling.records import records, write
 from rmkit.runtime import stop_asked
@@ -164,7 +165,8 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
         with kept(partial):
             order, starts = by_prompt(file.index["group"])
             scores, skipped = partial.scores(order, chunk_bounds(starts))
-            counts: Counter[str] = Counter()
+            bad = json.loads((partial.folder / "index.json").read_text())["bad"]
+            counts: Counter[str] = Counter({"bad rows: left out": bad} if bad else {})
             known = (None, None)
             if scorer.trust is not None and scorer.trust.posterior is not None:
                 known = Errors(partial, order, chunk_bounds(starts)), scorer.trust
@@ -192,14 +194,14 @@ def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None
     if not file.is_file():
         copy = partial.folder / "input"
         try:
-            plain = copy if copy.exists() else plain_file(config.samples, partial.folder, say, config.columns)
-            raw = config.samples == STDIN or Path(config.samples).is_file()  # others are renamed as they are copied
-            build_index(plain, shown(config.samples), partial.folder, config.columns if raw else ())
+            plain, how, report = copy, (config.columns, config.bad_rows), empty_report()
+            if not (config.samples == STDIN and copy.exists()):  # all but standard input can be read again
+                plain = plain_file(config.samples, partial.folder, say, *how, report)
+            how = how if is_text(config.samples) else ((), config.bad_rows)  # others are renamed as they are copied
+            build_index(plain, shown(config.samples), partial.folder, *how, report)
         except OSError as error:
             raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}") from error
-    counts = json.loads(file.read_text())
-    twice = f" ({counts['duplicates']:,} more stand in several preferences)" if counts["duplicates"] else ""
-    say(f"{shown(config.samples)}: {counts['samples']:,} completions in {counts['rows']:,} rows{twice}")
+    tell(json.loads(file.read_text()), shown(config.samples), say)
 
 
 def report(

@@ -9,6 +9,8 @@ import pytest
 from rmkit.labelling import index
 from rmkit.labelling.index import SampleFile, build_index, by_prompt
 
+NONE = {"speakers": 0, "bad": 0, "listed": []}
+
 
 def written(folder, rows, array=False):
     file = folder / "s.json"
@@ -25,7 +27,7 @@ def test_samples_are_looked_up_in_any_order(tmp_path, monkeypatch, array, batch)
     counts = build_index(file, "s.json", tmp_path)
     samples = SampleFile(file, "s.json", tmp_path)
     wanted = [(row["prompt"], response) for row in rows for response in row["responses"]]
-    assert counts == {"rows": 9, "samples": len(wanted), "duplicates": 0}
+    assert counts == {"rows": 9, "samples": len(wanted), "duplicates": 0} | NONE
     for i in [*range(len(samples)), *reversed(range(len(samples)))]:
         found = samples[i]
         assert (found.prompt[0]["content"], found.response[0]["content"]) == wanted[i]
@@ -37,10 +39,17 @@ def test_a_side_in_several_preferences_is_one_sample_but_equal_samples_stay(tmp_
     pairs = [{"prompt": "q", "chosen": a, "rejected": b} for a, b in ("ab", "bc", "ca")]
     equal = [{"prompt": "q", "output": "a", "sample_id": i} for i in range(2)]
     file = written(tmp_path, [*pairs, *equal])
-    assert build_index(file, "s", tmp_path) == {"rows": 5, "samples": 5, "duplicates": 3}
+    assert build_index(file, "s", tmp_path) == {"rows": 5, "samples": 5, "duplicates": 3} | NONE
     samples = SampleFile(file, "s", tmp_path)
     assert [samples[i].response[0]["content"] for i in range(5)] == ["a", "b", "c", "a", "a"]
     assert len(by_prompt(samples.index["group"])[1]) == 2
+
+
+def test_rows_whose_prompt_holds_turns_as_text_are_counted(tmp_path):
+    literal = {"prompt": "Go on:\n\nHuman: q", "responses": ["a", "b"]}
+    marked = {"prompt": "q\n<extra_id_1>Assistant\na\n<extra_id_1>User\nr", "output": "b"}
+    read = {"prompt": "\n\nHuman: q\n\nAssistant:", "output": "b"}
+    assert build_index(written(tmp_path, [literal, marked, read]), "s", tmp_path)["speakers"] == 2
 
 
 def test_a_bad_row_is_named_and_no_index_is_left(tmp_path):
@@ -48,6 +57,37 @@ def test_a_bad_row_is_named_and_no_index_is_left(tmp_path):
     with pytest.raises(ValueError, match=r"^s\.json, line 2: field 'prompt': found nothing"):
         build_index(file, "s.json", tmp_path)
     assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_bad_rows_are_left_out_counted_and_listed(tmp_path, array):
+    good = [{"prompt": "q", "output": "a"}, {"prompt": "r", "responses": ["b", "c"]}]
+    file = written(tmp_path, [*({"output": i} for i in range(25)), good[0], ["no row"], good[1]], array)
+    counts = build_index(file, "s", tmp_path, (), "drop")
+    assert (counts["rows"], counts["samples"], counts["bad"], len(counts["listed"])) == (2, 3, 26, 20)
+    assert counts["listed"][0].startswith("s, index 0: " if array else "s, line 1: ")
+    samples = SampleFile(file, "s", tmp_path)
+    assert [samples[i].response[0]["content"] for i in range(3)] == ["a", "b", "c"]
+    assert samples.where(0) == ("s, index 25" if array else "s, line 26")
+
+
+def test_a_line_that_is_no_json_is_a_bad_row(tmp_path):
+    file = tmp_path / "s"
+    file.write_text('{"prompt": \n{"question": "q", "answer": "a"}\n')
+    counts = build_index(file, "s", tmp_path, ("prompt=question", "output=answer"), "drop")
+    assert (counts["samples"], counts["bad"]) == (1, 1)
+    assert SampleFile(file, "s", tmp_path)[0].prompt == [{"role": "user", "content": "q"}]
+
+
+def test_where_all_rows_are_bad_nothing_is_indexed(tmp_path):
+    file = written(tmp_path, [{"output": "a"}, {"output": "b"}])
+    with pytest.raises(
+        ValueError, match=r"^s: no completion is left \(2 rows cannot be read; the first is s, line 1: "
+    ):
+        build_index(file, "s", tmp_path, (), "drop")
+    file = written(tmp_path, [{"prompt": "q", "chosen": [], "rejected": []}])
+    with pytest.raises(ValueError, match=r"^s: no completion is left$"):
+        build_index(file, "s", tmp_path)
 
 
 @pytest.mark.parametrize("now", [b"", b'{"prompt": "p", "output": "x"}\n', b'{"prompt": 1}\n', b"\xff" * 30, b"[" * 30])

@@ -559,6 +559,30 @@ def test_a_bad_file_is_named_before_anything_is_scored(world, tmp_path, capsys, 
     assert [part.name for part in tmp_path.iterdir()] == ["bad.json"], "nothing is left behind"
 
 
+@pytest.mark.parametrize("form", ["lines", "folder"])
+def test_bad_rows_are_left_out_and_listed_where_that_is_asked_for(world, tmp_path, capsys, monkeypatch, form):
+    rows = [{"prompt": "q", "output": "yes"}, {"output": "a"}, {"prompt": "Go on:\n\nHuman: q", "output": "no"}]
+    file, out = tmp_path / "rows" / "s.jsonl", tmp_path / "f.json"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": \n')
+    given = ["--model", str(world / "rm"), str(file if form == "lines" else file.parent), str(out)]
+    assert "s.jsonl, line 2: field 'prompt'" in refusal(capsys, given)
+    with monkeypatch.context() as patch:
+        crash_after(patch, 0, label, "scored", Crash())
+        with pytest.raises(Crash):
+            main([*given, "--bad-rows", "drop"])
+    assert "--bad-rows stop: it differs" in refusal(capsys, [*given, "--resume"])
+    assert [row["output"][0]["content"] for row in labelled([*given, "--bad-rows", "drop", "--resume"], out)] == [
+        "yes",
+        "no",
+    ]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 completions in 2 rows; dropped: 2 bad rows; 1 prompts hold" in told
+    assert "s.jsonl, line 2: field 'prompt': found nothing" in told
+    assert "s.jsonl, line 4: " in told
+    assert "bad rows: left out 2" in told
+
+
 BAD_FLAGS = {
     "no such file": (("nowhere.json", "f.json"), "SAMPLES nowhere.json"),
     "no output named": (("s.json",), "FEEDBACK: name the file"),

@@ -1,7 +1,12 @@
 """Every form of a row of samples, what is kept of it, and what is refused."""
 
+import json
+
 import pytest
 
+from rmkit.data.forms import preferences, shape_of
+from rmkit.data.named import NAMED
+from rmkit.data.shapes.ranked import STEERED
 from rmkit.labelling import samples as samples_module
 from rmkit.labelling.samples import samples
 from support.true_rows import TOOL, call, true_rows
@@ -135,8 +140,64 @@ def test_the_input_of_alpaca_is_part_of_the_prompt():
 @pytest.mark.parametrize("name", true_rows())
 def test_both_answers_of_every_shape(name):
     said = [sample.response[-1]["content"] for sample in samples(true_rows()[name][1])]
-    wanted = {"HelpSteer2": ["good"], "Arena 55k": ["x", ""]}.get(name, ["bad", "good"])
+    wanted = {"HelpSteer2": ["good"], "HelpSteer2 turns": ["good"], "Arena 55k": ["x", ""]}.get(name, ["bad", "good"])
     assert sorted(said) == sorted(wanted)
+
+
+@pytest.mark.parametrize("name", true_rows())
+def test_the_prompt_is_the_one_that_train_reads(name):
+    row = true_rows()[name][1]
+    if name.startswith("HelpSteer2") and "response" in row:  # train takes the next row too
+        row = row | {"response": ["good", "bad"]} | {of: [4, 1] for of in STEERED}
+    shape = shape_of(row)
+    if shape.named:
+        ((_, wanted),) = NAMED[shape.named].function([row], "test")
+    else:
+        (wanted,) = preferences(row, shape.name)
+    assert {json.dumps(sample.prompt) for sample in samples(true_rows()[name][1])} == {json.dumps(wanted["prompt"])}
+
+
+HH = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: ask\n\nAssistant:"
+TURNS = [{"role": "user", "content": "hi"}, *said("ho"), {"role": "user", "content": "ask"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": HH, "chosen": " a", "rejected": "b"},
+        {"prompt": HH, "responses": [" a", "b"], "ranks": [1, 2]},
+        {"prompt": HH, "responses": [" a", "b"], "ratings": [{"helpful": 1}, {"helpful": 2}]},
+        {"type": "pairwise_feedback", "prompt": HH, "output_A": " a", "output_B": "b", "label": 1},
+    ],
+)
+def test_a_prompt_in_hh_text_is_read_as_train_reads_it(row):
+    """It was one user's literal text, in label and, of all but pairs, in train too."""
+    trained = preferences(row, shape_of(row).name)
+    found = samples(row)
+    assert [sample.prompt for sample in found] == [TURNS] * 2 == [trained[0]["prompt"]] * 2
+    sides = [pair[side] for pair in trained for side in ("chosen", "rejected") if pair[side]]
+    assert [sample.response for sample in found] == [said("a"), said("b")] == sides
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "response"),
+    [
+        ({"prompt": HH, "output": " a"}, TURNS, said("a")),
+        ({"prompt": HH, "completions": [" a"]}, TURNS, said("a")),
+        ({"prompt": HH, "response": " a", "ratings": {"helpful": 1}}, TURNS, said("a")),
+        ({"prompt": HH, "output": said(" a")}, [{"role": "user", "content": HH}], said(" a")),
+        ({"instruction": HH, "output": " a"}, [{"role": "user", "content": HH}], said(" a")),
+    ],
+)
+def test_a_prompt_in_hh_text_beside_one_output(row, prompt, response):
+    """As train reads the pair that such outputs make: text to text, and messages or another field as they are."""
+    (sample,) = samples(row)
+    assert (sample.prompt, sample.response) == (prompt, response)
+    given = sample.response if isinstance(row.get("output"), list) else " a"
+    field = "instruction" if "instruction" in row else "prompt"
+    pair = {field: HH, "chosen": given, "rejected": "b" if given == " a" else said("b")}
+    (trained,) = preferences(pair, shape_of(pair).name)
+    assert (trained["prompt"], trained["chosen"]) == (prompt, response)
 
 
 def test_answers_that_tie_are_samples_too():

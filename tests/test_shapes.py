@@ -6,6 +6,8 @@ import pytest
 
 from rmkit.data.forms import SHAPES, detect, preferences, shape_of, unused
 from rmkit.data.named import NAMED
+from rmkit.data.shapes.plain import nemo_turns
+from rmkit.data.shapes.ranked import STEERED
 from support.true_rows import TOOL, bot, call, true_rows, user
 
 ROWS = true_rows()
@@ -29,7 +31,7 @@ def test_a_true_row_has_one_form_and_the_preferred_answer_is_chosen(name):
     assert detect(row) == form
     assert [shape.name for shape in SHAPES.values() if shape.has(row)] == [form]
     found = read(row)
-    if name == "HelpSteer2":
+    if name in ("HelpSteer2", "HelpSteer2 turns"):
         assert found == []  # its other answer stands on the next row
         return
     (found,) = found
@@ -69,10 +71,31 @@ SYSTEM = {"role": "system", "content": "s"}
         ("AlpacaFarm", [user("ask\nthis")]),
         ("summarize_from_feedback", [user("SUBREDDIT: r/tifu\n\nTITLE: t\n\nPOST: ask\n\nTL;DR:")]),
         ("Arena 55k", [user("ask")]),
+        ("HelpSteer2-Preference", [user("ask")]),
+        ("HelpSteer2-Preference turns", [user("q0\n\nq1"), bot("a0"), user("ask")]),
     ],
 )
 def test_the_whole_prompt_is_read(name, prompt):
     assert one(name)["prompt"] == prompt
+
+
+def test_turns_of_helpsteer2_are_turns_in_both_of_its_parts():
+    """They were one user's text with "<extra_id_1>Assistant" in it, and nothing was said."""
+    row = ROWS["HelpSteer2 turns"][1]
+    two = row | {"response": ["bad", "good"]} | {name: [1, 4] for name in STEERED}
+    (found,) = read(two)
+    assert found["prompt"] == [user("q0\n\nq1"), bot("a0"), user("ask")]
+    assert found["chosen"] == [bot("good")]
+    marked = "<extra_id_1>User\nq\n<extra_id_1>Assistant\n\n<extra_id_1>User\nwhat is <extra_id_1>?\n"
+    assert nemo_turns(marked, "prompt") == [user("q"), bot(""), user("what is <extra_id_1>?\n")]
+    assert nemo_turns([user("q")], "prompt") == [user("q")]
+
+
+@pytest.mark.parametrize("end", ["Assistant\n", "Assistant", "Assistant\na\n<extra_id_1>Assistant\nb"])
+@pytest.mark.parametrize("name", ["HelpSteer2 turns", "HelpSteer2-Preference turns"])
+def test_turns_of_helpsteer2_that_end_in_no_question_are_refused(name, end):
+    with pytest.raises(ValueError, match=r"^field 'prompt': found <extra_id_1> turns of .*assistant, need turns"):
+        read(ROWS[name][1] | {"prompt": f"ask\n<extra_id_1>{end}"})
 
 
 def test_tools_and_arguments_of_the_template_are_kept():
@@ -188,6 +211,22 @@ def test_fields_that_are_not_read_are_known_by_name():
     shape = shape_of(ROWS["OpenRLHF"][1])
     assert unused(ROWS["OpenRLHF"][1], shape) == {"source", "chosen_score"}
     assert unused(ROWS["TRL tools"][1], shape_of(ROWS["TRL tools"][1])) == set()
+
+
+def test_fields_within_answers_that_are_not_read_are_known_by_name():
+    """The system prompt under which each completion of UltraFeedback was sampled was dropped without a word."""
+    row = ROWS["UltraFeedback"][1]
+    within = {"annotations", "critique", "custom_system_prompt", "model", "overall_score", "principle"}
+    others = {"source", "models", "correct_answers", "incorrect_answers"}
+    assert unused(row, shape_of(row)) == others | {f"completions[].{name}" for name in within}
+    lists = {name: [of[name] for of in row["completions"]] for name in ("response", "fine-grained_score", "model")}
+    assert "completions[].model" in unused(row | {"completions": lists}, shape_of(row))
+    plain = [
+        {name: of[name] for name in ("response", "fine-grained_score")} | {"model": None} for of in row["completions"]
+    ]
+    assert unused(row | {"completions": plain}, shape_of(row)) == others
+    assert "answers[].model" in unused(ROWS["Nectar"][1], shape_of(ROWS["Nectar"][1]))
+    assert unused(ROWS["NeMo-RL"][1], shape_of(ROWS["NeMo-RL"][1])) == {"task_name"}
 
 
 def test_every_row_is_one_line_of_json():

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from rmkit.data.cache import features
 from rmkit.data.counts import Counts
 from rmkit.data.source import load, overlap
+from support.true_rows import true_rows
 
 BAD = {"role": "assistant", "content": "bad"}
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -422,9 +423,35 @@ def test_fields_that_are_not_read_are_said_once_a_file():
     ]
 
 
+def test_the_system_prompts_of_ultrafeedback_are_said_once_a_file():
+    write("a.jsonl", *[true_rows()["UltraFeedback"][1]] * 2)
+    found, said = read("a.jsonl")
+    assert found["prompt"] == [[{"role": "user", "content": "ask"}]] * 2
+    assert " ".join(said).count("completions[].custom_system_prompt") == 1
+
+
 def test_speakers_within_a_prompt_are_said():
     write("a.jsonl", {**row(1), "prompt": "Go on:\n\nHuman: q"}, row(2))
-    assert read("a.jsonl")[1][0].endswith('; 1 prompts hold "Human:" turns and are read as one user\'s text')
+    assert read("a.jsonl")[1][0].endswith(
+        '; 1 prompts hold "Human:" or "<extra_id_1>" turns and are read as one user\'s text'
+    )
+
+
+@pytest.mark.parametrize("field", ["question", "instruction", "query", "input"])
+def test_speakers_are_said_of_a_prompt_in_any_field(field):
+    """Only those in `prompt` were."""
+    pair = {"chosen": "a", "rejected": "b"}
+    write("a.jsonl", {field: "\n\nHuman: hello\n\nAssistant:", **pair}, {field: "q", **pair})
+    assert '; 1 prompts hold "Human:" or "<extra_id_1>" turns and are read' in read("a.jsonl")[1][0]
+
+
+def test_speakers_that_are_read_as_turns_are_not_said():
+    write("a.jsonl", {**row(1), "prompt": "\n\nHuman: q\n\nAssistant:"})
+    write("b.jsonl", {"prompt": "Human: q\n\nAssistant:", "responses": ["a", "b"], "ranks": [1, 2]})
+    for name in ("a.jsonl", "b.jsonl"):
+        found, said = read(name)
+        assert found["prompt"] == [[{"role": "user", "content": "q"}]]
+        assert "Human:" not in said[0]
 
 
 def test_columns_are_said_and_a_name_that_no_file_has_is_refused():

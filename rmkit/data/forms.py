@@ -217,9 +217,15 @@ def _refuse_what_is_left_out(row: dict[str, Any], shape: Shape) -> None:
 
 
 def unused(row: dict[str, Any], shape: Shape) -> set[str]:
-    """Names of the fields of a row that its form does not read."""
+    """Names of the fields of a row that its form does not read; those within its answers as completions[].model."""
     others = {field for field in row if field not in shape.keys and field not in shape.uses}
-    return others - _READ_ALWAYS - LABELS.keys()
+    others -= _READ_ALWAYS | LABELS.keys()
+    if shape.parts is not None:
+        field, read = shape.parts
+        answers = row[field] if isinstance(row[field], list) else [row[field]]
+        given = {name for answer in answers for name, value in answer.items() if value is not None}
+        others |= {f"{field}[].{name}" for name in given - read}
+    return others
 
 
 def table() -> str:

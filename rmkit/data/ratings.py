@@ -13,6 +13,7 @@ import numpy as np
 
 from rmkit.data.fields import entries, number, show, text
 from rmkit.data.messages import Message, messages
+from rmkit.data.shapes.plain import turned
 
 ONE = ("response", "completion")
 LIST = ("responses", "completions")
@@ -33,13 +34,15 @@ def is_rated(row: dict[str, Any]) -> bool:
 
 def rated_responses(row: dict[str, Any]) -> Iterator[tuple[str, list[Message], list[Message], str]]:
     """Suffix of the id, prompt, response and ratings (as the cache holds them) of each rated response of a row."""
-    prompt = messages(row.get("prompt"), "prompt", "user")
     one = next((name for name in ONE if row.get(name) is not None), None)
     if one is not None:
-        yield "", prompt, messages(row[one], one), json.dumps({"chosen": _read(row["ratings"], "ratings")})
+        prompt, (response,) = turned(row.get("prompt"), [row[one]])
+        held = json.dumps({"chosen": _read(row["ratings"], "ratings")})
+        yield "", messages(prompt, "prompt", "user"), messages(response, one), held
         return
     field = next(name for name in LIST if row.get(name) is not None)
-    responses, ratings = entries(row[field], field), entries(row["ratings"], "ratings")
+    prompt, responses = turned(row.get("prompt"), entries(row[field], field))
+    prompt, ratings = messages(prompt, "prompt", "user"), entries(row["ratings"], "ratings")
     if len(responses) != len(ratings):
         raise ValueError(f"field 'ratings': found {len(ratings)} entries for {len(responses)} {field}")
     for i, (response, rated) in enumerate(zip(responses, ratings, strict=True)):

@@ -15,6 +15,7 @@ from rmkit.data.fields import show
 from rmkit.data.files import Located, read_rows
 from rmkit.data.forms import detect, preferences
 from rmkit.data.named import NAMED
+from rmkit.data.shapes.plain import holds_turns
 from rmkit.data.shapes.shape import Shape
 
 DEMO = "demo"
@@ -85,7 +86,7 @@ def _converted(name: str, rows: Any, split: str, shown: str, number: Callable[[i
 
 def from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
     """The preferences of rows that all have one form: that of the first row of the wanted split."""
-    located = _wanted(origin, rows, report)
+    located = wanted(origin, rows, report)
     if origin.benchmark:
         yield from _of_benchmark(located, origin, report)
         return
@@ -107,18 +108,17 @@ def from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
         try:
             pairs = _fitting(row, shape)
         except ValueError as error:
-            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            bad_row(origin.bad_rows, report, f"{origin.shown}, {where}: {error}")
             continue
         if len(unused) < MOST_NAMES:
             unused |= forms.unused(row, shape)
-        report["speakers"] += "\n\nHuman:" in row["prompt"] if type(row.get("prompt")) is str else 0
+        report["speakers"] += any(holds_turns(pair["prompt"]) for pair in pairs[:1])  # all pairs of a row have one
         number = where.rpartition(" ")[2]
         if not pairs:
             yield number, "no responses of different rank"
         for preference in pairs:
             yield number, preference
     report["unused"] = _some(unused)
-    report["speakers"] *= shape.name == "explicit prompt"
 
 
 def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:
@@ -129,7 +129,7 @@ def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:
             made = benchmarks.compared(origin.benchmark, row, origin.shown)
             pairs = [p for each in made for p in ([each] if isinstance(each, str) else preferences(each, detect(each)))]
         except ValueError as error:
-            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            bad_row(origin.bad_rows, report, f"{origin.shown}, {where}: {error}")
             continue
         for pair in pairs:
             yield where.rpartition(" ")[2], pair
@@ -143,25 +143,25 @@ def _first(located: Located, origin: Source, report: Row) -> tuple[tuple[str, An
         try:
             return (where, row), forms.SHAPES[detect(row)]
         except ValueError as error:
-            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            bad_row(origin.bad_rows, report, f"{origin.shown}, {where}: {error}")
     return None, None
 
 
-def _bad(origin: Source, report: Row, told: str) -> None:
+def bad_row(bad_rows: str, report: Row, told: str) -> None:
     """Count and list a row that cannot be read; without --data.bad-rows drop it stops the run."""
-    if origin.bad_rows == "stop":
+    if bad_rows == "stop":
         raise ValueError(told) from None
     report["bad"] += [told] if len(report["bad"]) < LISTED else []
     report["dropped"][BAD] += 1
 
 
-def _wanted(origin: Source, rows: Dataset | None, report: Row) -> Located:
+def wanted(origin: Source, rows: Dataset | None, report: Row) -> Located:
     """The rows of the wanted split, under the names that --data.columns gives; all are counted in the report."""
     renames, drop = None, origin.bad_rows == "drop"
     for where, row in read_rows(origin.path, origin.shown, skip=drop) if rows is None else _opened(rows, origin.shown):
         report["rows"] += 1
         if isinstance(row, ValueError):
-            _bad(origin, report, str(row))
+            bad_row(origin.bad_rows, report, str(row))
             continue
         try:
             if renames is None:
@@ -170,7 +170,7 @@ def _wanted(origin: Source, rows: Dataset | None, report: Row) -> Located:
             row = columns.renamed(row, renames)
             other = origin.own_split and _other_split(row, origin.own_split)
         except ValueError as error:
-            _bad(origin, report, f"{origin.shown}, {where}: {error}")
+            bad_row(origin.bad_rows, report, f"{origin.shown}, {where}: {error}")
             continue
         if other:
             report["dropped"]["other split"] += 1
@@ -188,7 +188,7 @@ class _Again:
 
     def __iter__(self) -> Iterator[Any]:
         self._places, self.report = [], {"rows": 0, "dropped": Counter(), "bad": []}
-        for where, row in _wanted(self._origin, self._rows, self.report):
+        for where, row in wanted(self._origin, self._rows, self.report):
             self._places.append(where.rpartition(" ")[2])
             yield row
 

@@ -102,11 +102,16 @@ def tell(shown: str, preferences: int, report: dict[str, Any], say: Say) -> str:
     """Say what was read of a source, and its first bad rows; the line on it."""
     line = _line(shown, preferences, report)
     say(line)
-    for told in report["bad"]:
-        say(f"dropped {told}")
-    if (more := report["dropped"].get(BAD, 0) - len(report["bad"])) > 0:
-        say(f"dropped {more} more bad rows of {shown}")
+    tell_bad(shown, report["bad"], report["dropped"].get(BAD, 0), say)
     return line
+
+
+def tell_bad(shown: str, listed: list[str], count: int, say: Say) -> None:
+    """Say which rows were left out because they cannot be read: those `listed`, and how many more."""
+    for told in listed:
+        say(f"dropped {told}")
+    if (more := count - len(listed)) > 0:
+        say(f"dropped {more} more bad rows of {shown}")
 
 
 def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
@@ -115,9 +120,13 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
     read = f"{read}; dropped: {dropped}" if dropped else read
     read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
-    if report["speakers"]:
-        read += f'; {report["speakers"]:,} prompts hold "Human:" turns and are read as one user\'s text'
-    return read + _not_used(report["unused"])
+    return read + literal_turns(report["speakers"]) + _not_used(report["unused"])
+
+
+def literal_turns(prompts: int) -> str:
+    """What is said of prompts in which speakers take turns that are not read as such."""
+    told = 'prompts hold "Human:" or "<extra_id_1>" turns and are read as one user\'s text'
+    return f"; {prompts:,} {told}" if prompts else ""
 
 
 def _not_used(fields: list[str]) -> str:

@@ -19,6 +19,7 @@ FLAGS = {
     "model.precision": "--precision",
     "data.train": "SAMPLES",
     "data.columns": "--columns",
+    "data.bad_rows": "--bad-rows",
     "data.max_length": "--max-length",
     "data.overlong": None,
     "model.head": None,
@@ -60,6 +61,8 @@ class LabelConfig:
     trl, openrlhf: prompt, chosen and rejected as messages, score_chosen, score_rejected."""
     columns: tuple[str, ...] = ()
     """Fields of the rows under other names, NAME=FIELD: prompt=question output=answer. NAME= leaves a field out."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read stops the run, or is left out, counted and listed."""
     max_tokens: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of one forward pass, by default up to 4096 on a CPU and 16384 on a GPU."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None
@@ -148,6 +151,7 @@ class LabelConfig:
             "SAMPLES": identity(self.samples),
             "--model": [self.model, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)],
             "--columns": list(self.columns),
+            "--bad-rows": self.bad_rows,
             "--max-tokens": self.max_tokens,
             "--max-length": self.max_length,
             "--layout": self.layout,

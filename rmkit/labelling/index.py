@@ -4,14 +4,18 @@ The index is a memory-mapped file of 37 bytes a sample; the texts are never held
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rmkit.data.cache import empty_report
 from rmkit.data.columns import Renames, of_file
 from rmkit.data.json_rows import decoded, parsed, rows, unit
+from rmkit.data.reading import BAD, bad_row
+from rmkit.data.shapes.plain import holds_turns
+from rmkit.data.source import literal_turns, tell_bad
 from rmkit.errors import UserError
 from rmkit.labelling.samples import Sample, samples
 from rmkit.storage.atomic import written_file
@@ -31,20 +35,34 @@ BATCH = 1 << 16
 """Entries of the index that are written at once."""
 
 
-def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples" and "duplicates".
-    `columns` gives fields of the rows other names.
+def build_index(
+    path: Path,
+    shown: str,
+    folder: Path,
+    columns: tuple[str, ...] = (),
+    bad_rows: str = "stop",
+    report: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples", "duplicates"
+    and "speakers" (rows whose prompt holds turns as one user's text). `columns` gives fields of the rows other names.
 
     A response to one prompt that occurs in several preferences is one sample; its repetitions are left out and counted.
-    Raises ValueError on the first bad row, with its line or index, the field and what was found.
+    Raises ValueError on the first bad row, with its line or index, the field and what was found. With `bad_rows` "drop"
+    such rows are left out: "bad" counts them, those of the `report` of `input.plain_file` too, and "listed" names the
+    first.
     """
-    counts = {"rows": 0, "samples": 0, "duplicates": 0}
+    counts = {"rows": 0, "samples": 0, "duplicates": 0, "speakers": 0}
+    report = empty_report() if report is None else report
     with (folder / "index.raw").open("wb") as file:
-        for batch in _entries(path, shown, counts, columns):
+        for batch in _entries(path, shown, counts, columns, bad_rows, report):
             file.write(batch.tobytes())
     renames = counts.pop("renames")
+    counts |= {"bad": report["dropped"][BAD], "listed": report["bad"]}
     if columns and not renames:
         raise UserError("data.columns", " ".join(columns), "no row has such a field")
+    if not (folder / "index.raw").stat().st_size:
+        why = f" ({counts['bad']:,} rows cannot be read; the first is {counts['listed'][0]})" if counts["bad"] else ""
+        raise ValueError(f"{shown}: no completion is left{why}")
     raw = np.memmap(folder / "index.raw", ENTRY, "r")
     kept = np.ones(len(raw), bool)
     sides = np.flatnonzero(raw["of_pair"])
@@ -68,18 +86,34 @@ def build_index(path: Path, shown: str, folder: Path, columns: tuple[str, ...] =
     return counts
 
 
-def _entries(path: Path, shown: str, counts: dict[str, Any], columns: tuple[str, ...]) -> Iterator[np.ndarray]:
+def tell(counts: dict[str, Any], shown: str, say: Callable[[str], None]) -> None:
+    """Say what `build_index` counted, and name the first bad rows."""
+    twice = f" ({counts['duplicates']:,} more stand in several preferences)" if counts["duplicates"] else ""
+    dropped = f"; dropped: {counts['bad']:,} bad rows" if counts["bad"] else ""
+    more = twice + dropped + literal_turns(counts["speakers"])
+    say(f"{shown}: {counts['samples']:,} completions in {counts['rows']:,} rows{more}")
+    tell_bad(shown, counts["listed"], counts["bad"], say)
+
+
+def _entries(
+    path: Path, shown: str, counts: dict[str, Any], columns: tuple[str, ...], bad_rows: str, report: dict[str, Any]
+) -> Iterator[np.ndarray]:
     held: list[tuple] = []
     renames: Renames | None = None
     with path.open("rb") as file:
         called = unit(file)
-        for row in rows(file, shown):
+        for row in rows(file, shown, skip=bad_rows == "drop"):
+            if isinstance(row.value, ValueError):
+                bad_row(bad_rows, report, str(row.value))
+                continue
             try:
                 renames = of_file(columns, row.value) if renames is None else renames
                 of_row = samples(row.value, renames)
             except ValueError as error:
-                raise ValueError(f"{shown}, {called} {row.number}: {error}") from None
+                bad_row(bad_rows, report, f"{shown}, {called} {row.number}: {error}")
+                continue
             counts["rows"] += 1
+            counts["speakers"] += any(holds_turns(sample.prompt) for sample in of_row[:1])
             for part, sample in enumerate(of_row):
                 held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
             if len(held) >= BATCH:

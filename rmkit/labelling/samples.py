@@ -18,6 +18,7 @@ from rmkit.data.fields import entries, name, names, show
 from rmkit.data.messages import Message, messages
 from rmkit.data.named import NAMED
 from rmkit.data.shapes.instruction import instruction
+from rmkit.data.shapes.plain import turned
 from rmkit.data.shapes.shape import Shape
 
 LISTS = ("responses", "completions")
@@ -84,7 +85,7 @@ def samples(row: Any, renames: Renames = ()) -> list[Sample]:
         return _samples(row, ((f"{field}[{i}]", response, {"sample_id": i}) for i, response in enumerate(listed)))
     one = next((field for field in ONE if row.get(field) is not None), None)
     if one is not None and (shape is None or shape.joins or not shape.pairs):
-        return _samples(row, [(one, row[one], {})])
+        return _samples(row, [(one, row[one], {})], shape)
     if shape is None:
         forms.shape_of(row)
     return _sides(row, shape)
@@ -101,7 +102,9 @@ def _shape(row: dict[str, Any]) -> Shape | None:
         return None
 
 
-def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]]) -> list[Sample]:
+def _samples(
+    row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, Any]]], shape: Shape | None = None
+) -> list[Sample]:
     """A sample for each of `responses`: (name of its field, the response, what its record has besides the row's)."""
     prompt_field = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
     if prompt_field == "prompt" and context.given(row, "input"):
@@ -109,7 +112,8 @@ def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, 
             f"field 'input': found {show(row['input'])} beside a prompt; put it into the prompt, or leave it out: "
             "--columns input="
         )
-    prompt = instruction(row, prompt_field)
+    names_of, answers, more_of = zip(*responses, strict=True)
+    prompt, answers = _asked(row, prompt_field, shape, list(answers))
     if not prompt:
         raise ValueError(f"field '{prompt_field}': found an empty list, need text or at least one message")
     prompt, options = context.surrounded(row, prompt, ()), context.options(row)
@@ -119,7 +123,7 @@ def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, 
     if options is not None:
         kept |= options
     made = []
-    for field, given, more in responses:
+    for field, given, more in zip(names_of, answers, more_of, strict=True):
         response = messages(given, field)
         if not response:
             raise ValueError(f"field '{field}': found an empty list, need text or at least one message")
@@ -135,6 +139,16 @@ def _samples(row: dict[str, Any], responses: Iterable[tuple[str, Any, dict[str, 
             )
         )
     return made
+
+
+def _asked(row: dict[str, Any], field: str, shape: Shape | None, answers: list[Any]) -> tuple[list[Message], list[Any]]:
+    """The prompt and the answers, turned into turns where training would."""
+    if shape is not None and shape.asked is not None:
+        return shape.asked(row), answers
+    if field == "instruction":
+        return instruction(row), answers
+    prompt, answers = turned(row.get(field), answers)
+    return messages(prompt, field, "user"), answers
 
 
 def _sides(row: dict[str, Any], shape: Shape) -> list[Sample]:

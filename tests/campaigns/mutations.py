@@ -22,7 +22,7 @@ def rows_of(form: str) -> list[dict[str, Any]]:
 def _row(form: str, i: int, text: str) -> dict[str, Any]:
     if form in SHAPES:
         row = true_rows(text, f"not {text}", f"ask {i // 2}")[form][1]
-        return row | {"helpfulness": 4 - i % 2} if form == "HelpSteer2" else row
+        return row | {"helpfulness": 4 - i % 2} if form in ("HelpSteer2", "HelpSteer2 turns") else row
     user, good, bad = [turn("user", f"ask {i // 2}")], [turn("assistant", text)], [turn("assistant", f"not {text}")]
     if form == "texts":
         extra = {"margin": 0.5, "weight": 1, "target": 0.9, "subset": "s", "id": f"n{i}", "split": "train"}
@@ -71,7 +71,7 @@ SHAPES = tuple(true_rows())
 """Those of other trainers and sets."""
 NEIGHBOURS = ("rated", "oasst", "conversation", "query", "prompt _response", "question _response", "input _response")
 """Forms that have no source of their own there."""
-WHOLE = ("SHP", "PKU-SafeRLHF", "HelpSteer2", "oasst")
+WHOLE = ("SHP", "PKU-SafeRLHF", "HelpSteer2", "HelpSteer2 turns", "oasst")
 """Of these, what is read by the file, not by the row."""
 SAMPLES = ("sample", "responses", "scalar")
 

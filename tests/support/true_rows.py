@@ -236,7 +236,19 @@ def _ranked(good: str, bad: str, ask: str) -> dict[str, tuple[str, Row]]:
                 **{"complexity": 2, "verbosity": 1},
             },
         ),
+        "HelpSteer2 turns": (
+            "HelpSteer (the more helpful of the answers that follow one another)",
+            {
+                **{"prompt": _turns(ask), "response": good, "helpfulness": 4, "correctness": 4, "coherence": 4},
+                **{"complexity": 2, "verbosity": 1},
+            },
+        ),
     }
+
+
+def _turns(ask: str) -> str:
+    """A prompt of several turns as nvidia/HelpSteer2 has them, in NeMo's marks."""
+    return f"q0\n\nq1\n<extra_id_1>Assistant\na0\n<extra_id_1>User\n{ask}"
 
 
 def _judged(good: str, bad: str, ask: str) -> dict[str, tuple[str, Row]]:
@@ -293,6 +305,14 @@ def _judged(good: str, bad: str, ask: str) -> dict[str, tuple[str, Row]]:
             "HelpSteer2 preference",
             {
                 **{"split": "train", "prompt": ask, "response_1": bad, "response_2": good},
+                **{"preference_strength": 2, "preference_statement": "s", "preference_elaboration": "e"},
+                **{"three_most_similar_preferences": [], "all_preferences_unprocessed": []},
+            },
+        ),
+        "HelpSteer2-Preference turns": (
+            "HelpSteer2 preference",
+            {
+                **{"split": "train", "prompt": _turns(ask), "response_1": bad, "response_2": good},
                 **{"preference_strength": 2, "preference_statement": "s", "preference_elaboration": "e"},
                 **{"three_most_similar_preferences": [], "all_preferences_unprocessed": []},
             },

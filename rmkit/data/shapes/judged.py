@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rmkit.data.fields import number, show, text
 from rmkit.data.messages import Message, messages
 from rmkit.data.shapes.instruction import instruction
+from rmkit.data.shapes.plain import nemo_turns, turned
 from rmkit.data.shapes.shape import Pair, Row, Shape, names, parted
 
 TIE = "tie"
@@ -94,16 +95,21 @@ def _field(name: str) -> Callable[[Row], list[Message]]:
     return lambda row: messages(row.get(name), name, "user")
 
 
+def _nemo(row: Row) -> list[Message]:
+    return nemo_turns(row["prompt"], "prompt")
+
+
 def _halos(row: Row) -> Iterator[Pair]:
     """Label 1 prefers output_A and 0 output_B. HALOs reads any other number as 0; but 0.5 says neither and -1 that
     nobody knows, and both are left out here. Rewards are ignored."""
     field = "instruction" if row.get("prompt") is None and "instruction" in row else "prompt"
-    sides = [messages(row.get(side), side) for side in ("output_A", "output_B")]
+    prompt, answers = turned(row.get(field), [row.get(side) for side in ("output_A", "output_B")])
+    sides = [messages(answer, side) for answer, side in zip(answers, ("output_A", "output_B"), strict=True)]
     label = row.get("label")
     if not isinstance(label, (int, float)):
         raise ValueError(f"field 'label': found {show(label)}, need 1 (A is preferred) or 0 (B is)")
     undecided = {0.5: TIE, -1: UNKNOWN}.get(label, "") if label == label else UNKNOWN  # NaN equals nothing
-    yield _pair(messages(row.get(field), field, "user"), sides, Verdict(first=label == 1, undecided=undecided))
+    yield _pair(messages(prompt, field, "user"), sides, Verdict(first=label == 1, undecided=undecided))
 
 
 _WINNER = {"model_a": Verdict(), "model_b": Verdict(first=False)}
@@ -253,7 +259,7 @@ SHAPES = (
         name="HelpSteer2 preference",
         needs="prompt, response_1, response_2 and preference_strength",
         keys=names("prompt", "response_1", "response_2", "preference_strength"),
-        pairs=_texts(_field("prompt"), "response_1", "response_2", _strength("preference_strength")),
+        pairs=_texts(_nemo, "response_1", "response_2", _strength("preference_strength")),
     ),
     Shape(
         name="HelpSteer3",

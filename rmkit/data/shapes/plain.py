@@ -15,6 +15,7 @@ from rmkit.data.shapes.shape import Pair, Row, Shape, behind, check_number, name
 
 # The blank after the colon is not part of the marker: a turn may be empty (HH has some).
 _MARKER = re.compile(r"\n\n(Human|Assistant):(?=\s|\Z)")
+_NEMO = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|\Z)")
 
 PROMPTS = names("prompt", "messages", "conversations", "conversation", "instruction", "question", "query")
 """Fields that hold a prompt beside chosen and rejected. `prompt` wins over the others, which are then said to be
@@ -66,6 +67,30 @@ def hh_turns(text: str) -> tuple[list[Message], str | None]:
     return turns, None if last is None else text[marks[last].end() :].strip()
 
 
+def nemo_turns(value: Any, field: str) -> list[Message]:
+    """A prompt as NeMo's data have it: text that starts with the user's turn, before each further turn
+    "<extra_id_1>User" or "<extra_id_1>Assistant" on a line of its own. What is no such text is read as `messages`.
+
+    Raises ValueError where the last turn is not the user's, or one speaker has two turns in a row.
+    """
+    first, *marked = _NEMO.split(value) if isinstance(value, str) else [value]
+    if not marked:
+        return messages(value, field, "user")
+    text(value, field)
+    turns = [
+        {"role": role.lower(), "content": content} for role, content in zip(marked[::2], marked[1::2], strict=True)
+    ]
+    if first:  # a mark may stand before the first turn too
+        turns.insert(0, {"role": "user", "content": first})
+    roles = [turn["role"] for turn in turns]
+    if roles[-1] != "user" or any(a == b for a, b in itertools.pairwise(roles)):
+        raise ValueError(
+            f"field '{field}': found <extra_id_1> turns of {', '.join(roles[-6:])}, need turns of user and assistant "
+            "one after the other, the user's last"
+        )
+    return turns
+
+
 def _opened(text: str) -> str:
     return "\n\n" + text.lstrip()
 
@@ -82,6 +107,20 @@ def _marked(value: str) -> bool:
 def is_hh_prompt(value: Any) -> bool:
     """Whether a value is HH text that ends where the assistant should speak."""
     return is_hh(value) and value.rstrip().endswith("\n\nAssistant:")
+
+
+def turned(prompt: Any, answers: list[Any]) -> tuple[Any, list[Any]]:
+    """HH text that ends where the assistant should speak, before answers that are text, as turns and stripped answers
+    (as `_hh_prompt` reads a pair); anything else as it is."""
+    if not (is_hh_prompt(prompt) and all(isinstance(answer, str) for answer in answers)):
+        return prompt, answers
+    return hh_turns(prompt)[0], [answer.strip() for answer in answers]
+
+
+def holds_turns(prompt: list[Message]) -> bool:
+    """Whether a user's message holds turns with HH's or NeMo's marks, which are read as that user's own words."""
+    said = (message["content"] for message in prompt if message["role"] == "user" and message["content"])
+    return any("\n\nHuman:" in _opened(content) or _NEMO.search(content) is not None for content in said)
 
 
 def _lists(row: Row) -> Iterator[Pair]:

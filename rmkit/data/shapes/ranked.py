@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from rmkit.data.fields import entries, number, show
-from rmkit.data.messages import messages
+from rmkit.data.messages import Message, messages
 from rmkit.data.ratings import LIST, ONE, is_rated
 from rmkit.data.shapes.instruction import instruction
-from rmkit.data.shapes.plain import hh_turns, is_hh_prompt
+from rmkit.data.shapes.plain import hh_turns, is_hh_prompt, nemo_turns, turned
 from rmkit.data.shapes.shape import Pair, Responses, Row, Shape, names, ranked, same_count
 
 STEERED = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -24,8 +24,8 @@ STEERED = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 def _ranked(row: Row) -> Responses:
     """With both ranks and scores, the ranks decide."""
     field = "completions" if row.get("responses") is None else "responses"
-    prompt = messages(row.get("prompt"), "prompt", "user")
-    responses = entries(row.get(field), field)
+    given, responses = turned(row.get("prompt"), entries(row.get(field), field))
+    prompt = messages(given, "prompt", "user")
     by = "scores" if row.get("ranks") is None else "ranks"
     values = entries(row.get(by), by)
     same_count(values, by, responses, field)
@@ -60,6 +60,8 @@ def _nemo(row: Row) -> Responses:
 
 
 def _ultrafeedback(row: Row) -> Responses:
+    """Each completion was sampled under a system prompt of its own (custom_system_prompt), which is no part of what is
+    compared: it would differ between chosen and rejected. It is said to be unused."""
     return Responses(instruction(row), *_of_objects(row, "completions", "response", "fine-grained_score", 1.0))
 
 
@@ -96,13 +98,17 @@ def _holds(field: str, *parts: str) -> Any:
     return fits
 
 
+def _steered_prompt(row: Row) -> list[Message]:
+    return nemo_turns(row["prompt"], "prompt")
+
+
 def _steered(row: Row) -> Iterator[Pair]:
     """The answers that follow one another on one prompt, the more helpful first; each field is a list by then. Of two
     answers the ratings are kept; of more, each would count once for each of its pairs."""
     answers, rated = row["response"], [row[name] for name in STEERED]
     if not (isinstance(answers, list) and all(isinstance(of, list) and len(of) == len(answers) for of in rated)):
         answers, rated = [answers], [[number] for number in rated]
-    prompt = messages(row["prompt"], "prompt", "user")
+    prompt = _steered_prompt(row)
     sides = [messages(answer, "response") for answer in answers]
     ratings = [dict(zip(STEERED, map(number, of, STEERED), strict=True)) for of in zip(*rated, strict=True)]
     goods = [of["helpfulness"] for of in ratings]
@@ -138,6 +144,7 @@ SHAPES = (
         keys=names("context", "completions"),
         without=names("prompt"),
         fits=_holds("completions", "completion", "rank"),
+        parts=("completions", names("completion", "rank")),
         responses=_nemo,
     ),
     Shape(
@@ -146,6 +153,7 @@ SHAPES = (
         keys=names("instruction", "completions"),
         without=names("prompt"),
         fits=_holds("completions", "response", "fine-grained_score"),
+        parts=("completions", names("response", "fine-grained_score")),
         uses=names("input"),
         responses=_ultrafeedback,
     ),
@@ -154,6 +162,7 @@ SHAPES = (
         needs="prompt and answers, each with its answer and rank (1 is best)",
         keys=names("prompt", "answers"),
         fits=_holds("answers", "answer", "rank"),
+        parts=("answers", names("answer", "rank")),
         responses=_nectar,
     ),
     Shape(
@@ -171,6 +180,7 @@ SHAPES = (
         keys=names("prompt", "response", STEERED),
         without=names("ratings"),
         pairs=_steered,
+        asked=_steered_prompt,
         joins="prompt",
     ),
 )

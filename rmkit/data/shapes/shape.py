@@ -58,9 +58,13 @@ class Shape:
     fits: Callable[[Row], bool] = anything
     uses: frozenset[str] = frozenset()
     """Fields that are read, besides `keys`"""
+    parts: tuple[str, frozenset[str]] | None = None
+    """A field whose objects hold an answer each, and what of them is read"""
     pairs: Callable[[Row], Iterator[Pair]] | None = None
     responses: Callable[[Row], Responses] | None = None
     """In place of `pairs`: all responses of a row, from which all pairs of different rank are made"""
+    asked: Callable[[Row], list[Message]] | None = None
+    """The prompt of a row that `joins`, which is one answer's alone to whoever takes rows one by one"""
     named: str = ""
     """In place of both: the named set whose converter reads the whole file"""
     joins: str = ""
