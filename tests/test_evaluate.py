@@ -252,6 +252,41 @@ def test_over_long_pairs_are_counted_and_their_rows_left_out(world, tmp_path, ca
     assert f"{m['list_rows_left_out']} left out" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_benchmark_tells_what_it_lost_where_its_score_stands(world, tmp_path, capsys):
+    """Two rows of RM-Bench, one with an over-long answer, beside the same as a plain file."""
+    rows = [
+        {"id": i, "prompt": "ab", "domain": "chat", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
+        for i in range(2)
+    ]
+    rows[1]["chosen"] = ["a", "b", "c " * 90]
+    (tmp_path / "rm.json").write_text(json.dumps(rows))
+    file = str(tmp_path / "rm.json")
+    given = ["--model", str(world / "a"), "--against", str(world / "b"), "--out", str(tmp_path / "out"), "--data"]
+    assert main([*given, f"rm-bench={file}"]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for found in (m, m["against"]):
+        assert found["benchmarks"]["rm-bench"]["left_out"] == {"pairs": 3, "lists": 1}
+    told = " ".join(capsys.readouterr().out.split())
+    lost = "(only 1 rows); left out: 3 dropped pairs, 1 list that lacks one of them)"
+    assert told.count(lost) == 2, "of either model"
+    assert "(1 rows, 1 left out: a pair of theirs was dropped)" in told
+    assert lost in " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert main([*given, f"rm-bench={file}", file, "--overwrite"]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert m["benchmarks"]["rm-bench"]["left_out"] == {"pairs": 3, "lists": 1}, "those of the plain file are not its"
+    assert [(style["rows"], style["left_out"]) for style in m["styles"]] == [(2, 2)], "of both files"
+    assert main([*given, str(write(tmp_path / "lost.jsonl", rows[1:])), file, "--overwrite"]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [(style["rows"], style["left_out"]) for style in m["styles"]] == [(1, 2)], "also of a file without others"
+
+
+def test_lists_of_which_none_is_left_are_told(world, tmp_path, capsys):
+    rows = [{"prompt": "ab", "chosen": ["a", "b" * 200], "rejected": ["c", "d"]}]
+    m = evaluated(world, tmp_path, data=str(write(tmp_path / "lost.jsonl", rows)))
+    assert (m["styles"], m["best_of_n"], m["list_rows_left_out"]) == ([], None, 1)
+    assert "1 more left out: a pair was dropped" in " ".join(capsys.readouterr().out.split())
+
+
 def test_every_row_is_accounted_for(world, tmp_path, capsys):
     """In the terminal, in metrics.json and on the page: bad rows, another split, ties, pairs without a better side."""
     lines = (world / "pairs.jsonl").read_text().splitlines()[:8]
