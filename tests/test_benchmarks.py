@@ -1,5 +1,7 @@
 """The benchmarks' own scores of pairs whose scores are known."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,11 @@ from rmkit.evaluation.benchmarks import Rows, benchmark_of, scores
 from rmkit.evaluation.lists import list_rows
 
 
-def scored(rows: list[dict]) -> tuple[list[str], Rows]:
-    """Rows with `source`, `subset`, `chosen` and `rejected` (scores, or lists of them) as the pairs they make."""
+def scored(rows: list[dict], *lost: int) -> tuple[Rows, Counter[str]]:
+    """What is scored of some rows, without the pairs at the places `lost`, which are counted by benchmark.
+
+    Rows have `source`, `subset`, `chosen` and `rejected` (scores, or lists of them).
+    """
     source, ids, chosen, rejected, subset = [], [], [], [], []
     for row in rows:
         sides = [x if isinstance(x, list) else [x] for x in (row["chosen"], row["rejected"])]
@@ -20,17 +25,18 @@ def scored(rows: list[dict]) -> tuple[list[str], Rows]:
                 chosen.append(better)
                 rejected.append(worse)
                 subset.append(row["subset"])
-    of_lists, broken = list_rows(source, ids, np.arange(len(ids)))
-    assert not broken
-    n = np.arange(len(ids))
+    position = np.full(len(ids), -1)
+    kept = np.array([i for i in range(len(ids)) if i not in lost], int)
+    position[kept] = np.arange(len(kept))
     found = Rows(
-        chosen=np.array(chosen, float),
-        rejected=np.array(rejected, float),
-        subset=np.array(subset),
-        own=n,
-        lists=of_lists,
+        chosen=np.array(chosen, float)[kept],
+        rejected=np.array(rejected, float)[kept],
+        subset=np.array(subset)[kept],
+        source=np.array(source)[kept],
+        own=np.arange(len(kept)),
+        lists=list_rows(source, ids, position),
     )
-    return source, found
+    return found, Counter(benchmark_of(source[i]) for i in lost)
 
 
 def test_the_name_of_a_benchmark_is_read_from_the_place():
@@ -105,6 +111,45 @@ def test_judgebench_pools_pairs_and_ppe_correctness_averages_benchmarks():
     assert found["judgebench"]["score"] == pytest.approx(0.5)
     assert found["ppe-correctness"]["score"] == pytest.approx((2 / 3 + 0) / 2)
     assert found["judgebench"]["parts"]["a"] == {"score": pytest.approx(2 / 3), "rows": 3, "few": True}
+
+
+def test_judgebench_has_a_score_for_each_response_model():
+    """Its own program takes one of its two files."""
+    files = [f"data/dataset=judgebench,response_model={name}.jsonl" for name in ("gpt-4o", "claude-3")]
+    right = [(files[0], True), (files[0], True), (files[0], False), (files[1], False)]
+    found = scores(*scored([pair(f"judgebench=/x/{file}:{i}", "math", r) for i, (file, r) in enumerate(right)]))
+    assert found["judgebench"]["score"] == pytest.approx(0.5)
+    assert found["judgebench"]["models"] == {
+        "claude-3": {"score": 0.0, "rows": 1, "few": True},
+        "gpt-4o": {"score": pytest.approx(2 / 3), "rows": 3, "few": True},
+    }
+    hub = [pair(f"judgebench:ScalerLab/JudgeBench:{part}:7", "math", True) for part in ("gpt", "claude")]
+    assert set(scores(*scored(hub))["judgebench"]["models"]) == {"gpt", "claude"}
+
+
+@pytest.mark.parametrize("name", ["rewardbench", "judgebench", "ppe-preference", "ppe-correctness", "rmb"])
+def test_dropped_pairs_are_counted(name):
+    rows = [pair(f"{name}:{i}", "Helpfulness/Chat", i < 2) for i in range(4)]
+    found = scores(*scored([*rows, pair("mine.jsonl:1", "a", True)], 0, 4))
+    assert set(found) == {name}, "rows of no benchmark are of none"
+    assert found[name]["score"] == pytest.approx(1 / 3)
+    assert found[name]["left_out"] == {"pairs": 1, "lists": 0}
+    nothing = scores(*scored([*rows, pair("mine.jsonl:1", "a", True)], 0, 1, 2, 3))[name]
+    assert (nothing["score"], nothing["parts"], nothing["left_out"]) == (None, {}, {"pairs": 4, "lists": 0})
+
+
+@pytest.mark.parametrize(("name", "subset"), [("rm-bench", "chat"), ("rewardbench2", "Math"), ("rmb", "Helpfulness/A")])
+def test_lists_that_lack_a_pair_are_counted_and_measured_nowhere(name, subset):
+    shape = {"rm-bench": ([2.0, 2.0], [1.0, 1.0]), "rewardbench2": ([2.0], [1.0, 1.0]), "rmb": ([2.0], [1.0, 1.0])}
+    sides = dict(zip(("chosen", "rejected"), shape[name], strict=True))
+    rows = [{"source": f"{name}:{i}", "subset": subset, "id": str(i), **sides} for i in range(2)]
+    found = scores(*scored(rows, 0))[name]
+    assert found["score"] == 1.0
+    assert [part["rows"] for part in found["parts"].values()] == [1]
+    assert found["left_out"] == {"pairs": 1, "lists": 1}
+    of_one = len(shape[name][0]) * 2
+    nothing = scores(*scored(rows, 0, of_one))[name]
+    assert (nothing["score"], nothing["parts"], nothing["left_out"]) == (None, {}, {"pairs": 2, "lists": 2})
 
 
 def test_rmb_has_pairs_and_best_of_n_for_both_goals():

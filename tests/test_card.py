@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,19 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 
+from campaigns.interop import FAMILY_OF
 from rmkit.batch.lengths import Lengths
 from rmkit.config import BatchConfig, DataConfig, HubConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from rmkit.evaluation.statistics import wilson
-from rmkit.storage.card import Card, flags, interval, text
-from rmkit.training.record import floors
+from rmkit.model.family import FAMILIES
+from rmkit.pages import heldout
+from rmkit.pages.verdicts import calibration
+from rmkit.storage.card import GIVEN_TO_READERS, Card, flags, interval, text
+from rmkit.storage.checkpoint import Progress
+from rmkit.training.record import Result, calibrations, floors
 from support.saved import CONFIG, TOKENIZER, small, write_model
+
+VLLM = "vllm server, float32, CPU"
 
 RUN = TrainConfig(
     exp_name="my-rm",
@@ -67,6 +75,22 @@ def test_the_temperature_is_told_where_held_out_pairs_gave_one():
     assert card.count("\n\n\n") == 0
 
 
+def test_calibration_stands_beside_the_temperature():
+    assert "Calibration error" not in made(replace(CARD, temperature=2.0)), "it was not measured"
+    card = made(replace(CARD, calibration={"ece": 0.12344, "brier": 0.21}))
+    assert "\n0.1234, Brier score 0.2100 (a coin: 0.25).\n" in card
+    card = made(
+        replace(
+            CARD,
+            temperature=2.0,
+            calibration={"ece": 0.1234, "brier": 0.21},
+            calibrated={"ece": 0.0321, "brier": 0.2},
+        )
+    )
+    assert "these pairs or a sample of them: 0.0321 and 0.2000.\n\nA margin d" in card
+    assert card.count("\n\n\n") == 0
+
+
 def test_flags_are_those_that_were_given():
     assert flags(RUN) == [
         "--model.name base",
@@ -103,6 +127,41 @@ def test_what_a_reader_has_to_know_stands_where_it_matters(more, words):
     assert words in made(**more)
     usual = {"model_type": "llama", "dtype": "bfloat16", "row": 0}
     assert words not in made(**usual)
+
+
+def families_run() -> dict[str, dict[str, bool]]:
+    """By model type: the readers of interop.json that were given one, and whether each gave the score."""
+    rows = json.loads((Path(__file__).parents[1] / "bench/results/interop.json").read_text())["rows"]
+    found: dict[str, dict[str, bool]] = {}
+    for row in rows:
+        if row["model"] in FAMILY_OF and row["tool"] in ("transformers", "rewardbench", "trl", VLLM):
+            tool = row["tool"] + (f" {row['versions']['transformers']}" if row["tool"] == "transformers" else "")
+            found.setdefault(FAMILY_OF[row["model"]], {})[tool] = row.get("same_to_1e-5", False)
+    return found
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_reader_is_said_to_have_been_run_where_it_was(model_type):
+    """Each reader of interop.json was given the same families, and gave their score unless the card says other."""
+    card, found = made(model_type=model_type), families_run()
+    lines = {line.split("**")[1]: line for line in card.splitlines() if line.startswith("* **")}
+    if model_type not in GIVEN_TO_READERS:
+        assert len(found.get(model_type, {})) < len(found["llama"]), "it was run: name it in GIVEN_TO_READERS"
+        readers = {"transformers", "TRL", "vLLM", "RewardBench"}
+        assert {name for name, line in lines.items() if "(not run for this family, but for Qwen3)" in line} == readers
+        return
+    assert found[model_type]["rewardbench"] == ("(run: its pipeline class)" in lines["RewardBench"])
+    old = {found[model_type][f"transformers {version}"] for version in ("4.51.3", "4.57.6")}
+    assert (old == {True}) == ("4 and 5 (run)" in lines["transformers"])
+    assert found[model_type]["transformers 5.24.0"]
+    assert found[model_type]["trl"]
+    assert found[model_type][VLLM]
+
+
+def test_what_was_not_run_is_marked():
+    assert "GRPO and RLOO (these two were\n  not run by us)" in made()
+    assert "bf16 weights gave the score to 1.1e-5" in made(dtype="bfloat16")
+    assert "(run with a Llama, not with this family)" in made(adapter="owner/base", model_type="qwen3")
 
 
 def test_the_hub_reads_its_front_matter(tmp_path):
@@ -142,6 +201,22 @@ def test_the_length_floor_counts_ties_half():
 
     (found,) = floors(of((5, 3), (4, 4), (2, 9), (7, 1))).values()
     assert found == 0.625
+
+
+def test_calibration_is_that_of_the_last_evaluation(tmp_path):
+    """As heldout.jsonl has it, which the run's page is made of too."""
+    scores = np.random.default_rng(0).normal(size=(40, 2))
+    names = [str(i) for i in range(40)]
+    held = heldout.HeldOut(step=5, pair=names, source=names, scores=scores, tokens=np.ones((40, 2), np.int64), texts={})
+    heldout.write(tmp_path, held)
+
+    def of(step, temperature, metrics=CARD.metrics):
+        result = Result(final=tmp_path / "FINAL", metrics=metrics, progress=Progress(step=step))
+        return calibrations(tmp_path, result, temperature)
+
+    assert of(5, 2.0) == (calibration(held.margin), calibration(held.margin / 2.0))
+    assert of(5, None) == (calibration(held.margin), None)
+    assert of(6, 2.0) == of(5, 2.0, {}) == (None, None)
 
 
 def test_an_adapter_says_what_it_is_and_how_it_is_read():

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from rmkit.data import source
 from rmkit.data.benchmarks import BENCHMARKS
 from rmkit.evaluation.benchmarks import BENCHMARKS as SCORED
+from rmkit.evaluation.benchmarks import benchmark_of
+from support.true_rows import benchmark_rows
 
 LISTS = {"id": "1", "prompt": "q", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
 JUDGED = {
@@ -87,6 +90,60 @@ def test_ppe_takes_sampled_pairs_and_leaves_ties_out(tmp_path):
     rows = source.load((f"ppe-preference={file}",), "test", said.append).to_list()
     assert [content(row["chosen"]) for row in rows] == ["a1"]
     assert "dropped: 1 tie" in said[0]
+
+
+def parquet(folder: Path, name: str, rows: list[dict]) -> Path:
+    """The folder, with a set as the hub holds it below `name`."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows).to_parquet(folder / name)
+    return folder
+
+
+def test_rewardbench_is_read_from_a_clone_of_its_set(tmp_path):
+    row = benchmark_rows()["rewardbench"]["filtered.jsonl"]
+    rows = [row, {**row, "subset": "hep-go", "id": 7, "chosen": "better"}]
+    parquet(tmp_path / "set", "data/filtered-00000-of-00001.parquet", rows)
+    parquet(tmp_path / "set", "data/raw-00000-of-00001.parquet", [{**row, "id": 9}])
+    written(tmp_path / "plain", "filtered.jsonl", rows)
+    for clone in ("set", "plain"):
+        found = read(f"rewardbench={tmp_path / clone}")
+        assert [(content(r["chosen"]), content(r["rejected"]), r["subset"], r["id"]) for r in found] == [
+            ("good", "bad", "alpacaeval-easy", "0"),
+            ("better", "bad", "hep-go", "7"),
+        ]
+        assert {benchmark_of(r["source"]) for r in found} == {"rewardbench"}
+
+
+def test_rewardbench_2_is_read_as_lists(tmp_path):
+    files = benchmark_rows()["rewardbench2"]
+    ties = {**files["ties.jsonl"], "num_incorrect": 3}
+    parquet(tmp_path / "set", "data/test-00000-of-00001.parquet", [files["test.jsonl"], ties])
+    written(tmp_path / "plain", "test.jsonl", [files["test.jsonl"], ties])
+    for clone in ("set", "plain"):
+        found = read(f"rewardbench2={tmp_path / clone}")
+        assert [(r["id"], content(r["rejected"])) for r in found[:3]] == [
+            ("1/0>0", "bad"),
+            ("1/0>1", "worse"),
+            ("1/0>2", "worst"),
+        ]
+        assert {r["subset"] for r in found[3:]} == {"Ties"}
+        assert [r["id"] for r in found[3:]] == [f"ref:1/{i}>{j}" for i in range(3) for j in range(3)]
+        assert {benchmark_of(r["source"]) for r in found} == {"rewardbench2"}
+
+
+def test_human_preferences_of_ppe_are_read_from_a_clone_of_their_set(tmp_path):
+    row = benchmark_rows()["ppe-preference"]["test.jsonl"]
+    winners = ("model_b", "tie", "model_a", "tie (bothbad)")
+    rows = [{**row, "question_id": str(i), "winner": winner} for i, winner in enumerate(winners)]
+    said: list[str] = []
+    given = f"ppe-preference={parquet(tmp_path, 'data/test-00000-of-00001.parquet', rows)}"
+    found = source.load((given,), "test", said.append).to_list()
+    assert [(content(r["chosen"]), content(r["rejected"]), r["id"]) for r in found] == [
+        ("bad", "good", "0"),
+        ("good", "bad", "2"),
+    ]
+    assert "4 rows, 2 preferences; dropped: 2 tie" in said[0]
+    assert {benchmark_of(r["source"]) for r in found} == {"ppe-preference"}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from rmkit.scorer import Scorer
 from support import ranks
 from support.oracle import TINY, scores_one_by_one
 from support.ranks import started
+from support.true_rows import benchmark_rows
 
 PAIRS = 40
 
@@ -250,6 +251,85 @@ def test_over_long_pairs_are_counted_and_their_rows_left_out(world, tmp_path, ca
     assert any("over-long" in note for note in m["notes"])
     assert sum(style["left_out"] for style in m["styles"]) == m["list_rows_left_out"]
     assert f"{m['list_rows_left_out']} left out" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_benchmarks_are_scored_by_their_rules_from_their_own_files(world, tmp_path):
+    """RewardBench 1 and 2 and the human preferences of PPE, in their schemas, against transformers alone."""
+    rows = benchmark_rows()
+    text = iter(random.Random(1).sample("abcdefghijklmnopqrstuvwxyz", 26))
+    one = [
+        {**rows["rewardbench"]["filtered.jsonl"], "subset": name, "id": i, "chosen": next(text), "rejected": next(text)}
+        for i, name in enumerate(("hep-go", "hep-go", "alpacaeval-easy"))
+    ]
+    two = [
+        {
+            **rows["rewardbench2"]["test.jsonl"],
+            "id": str(i),
+            "chosen": [next(text)],
+            "rejected": [next(text), "x", "yz"],
+        }
+        for i in range(3)
+    ]
+    votes = [
+        {**rows["ppe-preference"]["test.jsonl"], "response_1": next(text), "response_2": next(text), "winner": winner}
+        for winner in ("model_b", "model_a", "tie")
+    ]
+    data = []
+    for name, some in {"rewardbench": one, "rewardbench2": two, "ppe-preference": votes}.items():
+        data.append(f"{name}={write(tmp_path / f'{name}.jsonl', some)}")
+    assert main(["--model", str(world / "a"), "--out", str(tmp_path / "out"), "--data", *data]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["benchmarks"]
+
+    def right(better: str, *others: str) -> bool:
+        score, *rest = plain(world / "a", "ask", [better, *others])
+        return bool(score > max(rest))
+
+    of_one = [right(row["chosen"], row["rejected"]) for row in one]
+    sections = {"Chat": of_one[2], "Reasoning": np.mean(of_one[:2])}
+    assert {name: part["score"] for name, part in found["rewardbench"]["parts"].items()} == sections
+    assert found["rewardbench"]["score"] == pytest.approx(np.mean(list(sections.values())))
+    of_two = [right(row["chosen"][0], *row["rejected"]) for row in two]
+    assert found["rewardbench2"]["score"] == pytest.approx(np.mean(of_two))
+    sides = [(votes[0]["response_2"], votes[0]["response_1"]), (votes[1]["response_1"], votes[1]["response_2"])]
+    of_votes = [right(*pair) for pair in sides]
+    assert found["ppe-preference"]["score"] == pytest.approx(np.mean(of_votes))
+    verdicts = of_one + of_two + of_votes
+    assert 0 < sum(verdicts) < len(verdicts), "else nothing is shown"
+
+
+def test_a_benchmark_tells_what_it_lost_where_its_score_stands(world, tmp_path, capsys):
+    """Two rows of RM-Bench, one with an over-long answer, beside the same as a plain file."""
+    rows = [
+        {"id": i, "prompt": "ab", "domain": "chat", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
+        for i in range(2)
+    ]
+    rows[1]["chosen"] = ["a", "b", "c " * 90]
+    (tmp_path / "rm.json").write_text(json.dumps(rows))
+    file = str(tmp_path / "rm.json")
+    given = ["--model", str(world / "a"), "--against", str(world / "b"), "--out", str(tmp_path / "out"), "--data"]
+    assert main([*given, f"rm-bench={file}"]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for found in (m, m["against"]):
+        assert found["benchmarks"]["rm-bench"]["left_out"] == {"pairs": 3, "lists": 1}
+    told = " ".join(capsys.readouterr().out.split())
+    lost = "(only 1 rows); left out: 3 dropped pairs, 1 list that lacks one of them)"
+    assert told.count(lost) == 2, "of either model"
+    assert "(1 rows, 1 left out: a pair of theirs was dropped)" in told
+    assert lost in " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert main([*given, f"rm-bench={file}", file, "--overwrite"]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert m["benchmarks"]["rm-bench"]["left_out"] == {"pairs": 3, "lists": 1}, "those of the plain file are not its"
+    assert [(style["rows"], style["left_out"]) for style in m["styles"]] == [(2, 2)], "of both files"
+    assert main([*given, str(write(tmp_path / "lost.jsonl", rows[1:])), file, "--overwrite"]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [(style["rows"], style["left_out"]) for style in m["styles"]] == [(1, 2)], "also of a file without others"
+
+
+def test_lists_of_which_none_is_left_are_told(world, tmp_path, capsys):
+    rows = [{"prompt": "ab", "chosen": ["a", "b" * 200], "rejected": ["c", "d"]}]
+    m = evaluated(world, tmp_path, data=str(write(tmp_path / "lost.jsonl", rows)))
+    assert (m["styles"], m["best_of_n"], m["list_rows_left_out"]) == ([], None, 1)
+    assert "1 more left out: a pair was dropped" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_row_is_accounted_for(world, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from campaigns import interop
+from campaigns import interop, readers
 from rmkit import check
 from support.saved import small, written
 
@@ -40,6 +40,16 @@ def test_every_reader_gives_the_same_scores(tmp_path):
         for row in interop.read_by(name, python, folders, None):
             old = name == "alone" and row["versions"]["transformers"] < "5" and row["model"] == "gemma"
             assert old or row.get("same_to_1e-5"), row  # 4 leaves the softcap out of its default attention
+
+
+def test_a_folder_as_train_writes_it_is_read_as_any_other(tmp_path):
+    """With a posterior and an index beside the weights, which `--trust.posterior auto` leaves in every FINAL."""
+    folders = interop.made(tmp_path)
+    folder = folders["demo, posterior"]
+    assert {"posterior.safetensors", "model.safetensors.index.json"} <= {file.name for file in folder.iterdir()}
+    assert set(interop.SERVED) <= set(folders), "one that a server is given by default"
+    row = interop.row("transformers", {}, "demo, posterior", folder, readers.alone(str(folder)))
+    assert row["same_to_1e-5"]
 
 
 @pytest.fixture(scope="module")

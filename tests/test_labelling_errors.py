@@ -12,26 +12,19 @@ from rmkit.data import source
 from rmkit.label import main
 from rmkit.labelling import errors
 from rmkit.labelling.partial import PartialScores
-from rmkit.model.posterior import Posterior, posterior
 from rmkit.scorer import load_scorer
 from rmkit.storage.export import write_model
-from rmkit.storage.trust import Trust
-from support.saved import CONFIG, TOKENIZER, small
+from support.saved import CONFIG, TOKENIZER, drawn, drawn_trust, small
 
 CPU = torch.device("cpu")
 RESPONSES = ("a", "bcd", "efgh", "ij")
-
-
-def drawn(hidden: int, seed: int = 0) -> Posterior:
-    x = torch.from_numpy(np.random.default_rng(seed).normal(size=(3 * hidden, hidden)))
-    return posterior(x.T @ x / 10, torch.ones(hidden).double(), torch.zeros(hidden).double())
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     model = small()
-    worth = Trust(temperature=2.0, temperature_with_se=1.5, posterior=drawn(model.config.hidden_size))
+    worth = drawn_trust(model)
     write_model(model, TOKENIZER, CONFIG, 77, folder / "rm", None, worth)
     write_model(model, TOKENIZER, CONFIG, 77, folder / "plain", None, replace(worth, posterior=None))
     rows = [{"prompt": f"say {i}", "responses": [f"{r}{i}" for r in RESPONSES]} for i in range(12)]

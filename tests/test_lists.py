@@ -1,7 +1,5 @@
 """Rows of several responses put together again from their pairs."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
@@ -22,8 +20,8 @@ def styled(k: int, m: int, **more) -> dict:
 @pytest.mark.parametrize("more", [{}, {"id": 7}, {"id": "a/1>2"}])
 def test_rows_are_put_together_with_and_without_an_id(more):
     source, ids = read([styled(3, 3, **more), styled(3, 3, **more)])
-    rows, broken = lists.list_rows(source, ids, np.arange(18))
-    assert not broken
+    rows = lists.list_rows(source, ids, np.arange(18))
+    assert all(row.whole for row in rows)
     assert [row.pairs.tolist() for row in rows] == [
         np.arange(9).reshape(3, 3).tolist(),
         np.arange(9, 18).reshape(3, 3).tolist(),
@@ -31,18 +29,19 @@ def test_rows_are_put_together_with_and_without_an_id(more):
     assert rows[0].file == "f.jsonl"
 
 
-def test_a_row_with_a_dropped_pair_is_left_out():
+def test_a_row_with_a_dropped_pair_lacks_it():
     source, ids = read([styled(3, 3), styled(3, 3)])
     position = np.arange(18)
     position[13] = -1
-    rows, broken = lists.list_rows(source, ids, position)
-    assert (len(rows), broken.total()) == (1, 1)
+    rows = lists.list_rows(source, ids, position)
+    assert [row.whole for row in rows] == [True, False]
+    assert rows[1].pairs.tolist() == [[9, 10, 11], [12, -1, 14], [15, 16, 17]]
 
 
 def test_ranked_and_plain_rows_are_no_lists():
     ranked = {"prompt": "q", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "id": "r"}
     source, ids = read([ranked, styled(1, 1, id=1), {"prompt": "q", "chosen": "a", "rejected": "b", "id": "x"}])
-    assert lists.list_rows(source, ids, np.arange(len(ids))) == ([], Counter())
+    assert lists.list_rows(source, ids, np.arange(len(ids))) == []
 
 
 def shapes(rows) -> list[tuple]:
@@ -61,8 +60,7 @@ def test_a_file_of_squares_holds_styles_and_any_other_best_of_n():
         source, ids = read(rows, file)
         sources += source
         names += ids
-    rows, broken = lists.list_rows(sources, names, np.arange(len(names)))
+    rows = lists.list_rows(sources, names, np.arange(len(names)))
     styles, best = lists.part_rows(rows)
-    assert not broken
     assert [shapes(some) for some in styles] == [[(2, 2)], [(3, 3), (3, 3)]]
     assert shapes(best) == [(1, 3), (2, 2), (2, 4), (2, 2), (3, 3)]

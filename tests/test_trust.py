@@ -20,6 +20,7 @@ from rmkit.data.tokenizer import encode
 from rmkit.errors import UserError
 from rmkit.model import probability
 from rmkit.model.posterior import posterior
+from rmkit.pages.verdicts import calibration
 from rmkit.storage import trust as storage
 from rmkit.train import main
 from rmkit.training import trust
@@ -88,6 +89,9 @@ def test_the_temperatures_are_those_of_the_held_out_pairs(final):
     assert scorer.trust.temperature == pytest.approx(probability.temperature(x @ w), rel=1e-3)
     assert scorer.trust.temperature_with_se == pytest.approx(probability.temperature(x @ w, 1.0, se), rel=1e-3)
     assert scorer.trust.held_out_pairs == len(TEST)
+    found = calibration(x @ w)
+    told = f"margin d, ten bins)\n{found['ece']:.4f}, Brier score {found['brier']:.4f} (a coin: 0.25). Divided by"
+    assert told in (final / "README.md").read_text()
 
 
 def test_the_classifier_stays_an_ordinary_one(final):

@@ -5,8 +5,9 @@ Which rows are a benchmark's is known by their `source`, which starts with the n
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,10 +28,12 @@ class Rows:
     """float [N]: scores of the two sides of all pairs of the evaluation"""
     subset: np.ndarray
     """str [N]"""
+    source: np.ndarray
+    """str [N]: the place that each comes from"""
     own: np.ndarray
     """int64: positions of the benchmark's pairs among the N"""
     lists: Sequence[ListRow]
-    """Its rows of several responses"""
+    """Its rows of several responses; what scores a benchmark gets whole ones alone"""
 
     def of_lists(self, row: ListRow) -> tuple[np.ndarray, np.ndarray]:
         """The scores of a row's chosen and of its rejected responses."""
@@ -58,11 +61,13 @@ def _part(score: float, rows: int) -> dict:
     return {"score": score, "rows": rows, "few": rows < FEW}
 
 
-def _mean(parts: dict[str, dict]) -> float:
-    return float(np.mean([part["score"] for part in parts.values()]))
+def _mean(parts: dict[str, dict]) -> float | None:
+    return float(np.mean([part["score"] for part in parts.values()])) if parts else None
 
 
-def _pooled(parts: dict[str, dict]) -> float:
+def _pooled(parts: dict[str, dict]) -> float | None:
+    if not parts:
+        return None
     return float(np.average([p["score"] for p in parts.values()], weights=[p["rows"] for p in parts.values()]))
 
 
@@ -90,7 +95,7 @@ def rewardbench2(rows: Rows) -> dict:
             score = float(np.mean([best_of_four(float(chosen[0]), rejected) for chosen, rejected in sides]))
         if score is not None:
             parts[name] = _part(score, len(some))
-    return {"score": _mean(parts) if parts else None, "parts": parts}
+    return {"score": _mean(parts), "parts": parts}
 
 
 def rm_bench(rows: Rows) -> dict:
@@ -98,6 +103,8 @@ def rm_bench(rows: Rows) -> dict:
 
     Both files of safety, refuse and response, are one domain, whose rows count alike.
     """
+    if not rows.lists:
+        return {"score": None, "easy": None, "normal": None, "hard": None, "parts": {}}
     domains: dict[str, list[ListRow]] = {}
     for subset, some in rows.by_subset().items():
         domains.setdefault(re.split(r"[-_]", subset)[0], []).extend(some)
@@ -112,9 +119,23 @@ def rm_bench(rows: Rows) -> dict:
 
 
 def pairs(rows: Rows) -> dict:
-    """The share of all pairs that are right: JudgeBench (arXiv:2410.12784), human preference of PPE."""
+    """The share of all pairs that are right: human preference of PPE."""
     parts = rows.accuracies()
     return {"score": _pooled(parts), "parts": parts}
+
+
+def judgebench(rows: Rows) -> dict:
+    """The share of all pairs that are right (arXiv:2410.12784), and of those of each response model: the answers of one
+    model are a file (a split on the hub), and JudgeBench's own program takes one of these."""
+    model = np.array([_response_model(where) for where in rows.source.tolist()])
+    return {"models": replace(rows, subset=model).accuracies(), **pairs(rows)}
+
+
+def _response_model(source: str) -> str:
+    """gpt-4o-2024-05-13 of "judgebench=data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl:3", gpt of
+    "judgebench:ScalerLab/JudgeBench:gpt:3", and of any other file its name."""
+    name = re.split(r"[:/]", source.rpartition(":")[0])[-1]
+    return name.rpartition("=")[2].removesuffix(".jsonl")
 
 
 def ppe_correctness(rows: Rows) -> dict:
@@ -148,7 +169,7 @@ BENCHMARKS: dict[str, Callable[[Rows], dict]] = {
     "rewardbench": rewardbench,
     "rewardbench2": rewardbench2,
     "rm-bench": rm_bench,
-    "judgebench": pairs,
+    "judgebench": judgebench,
     "ppe-preference": pairs,
     "ppe-correctness": ppe_correctness,
     "rmb": rmb,
@@ -162,19 +183,21 @@ def benchmark_of(source: str) -> str:
     return name if name in BENCHMARKS else ""
 
 
-def scores(source: Sequence[str], rows: Rows) -> dict[str, dict]:
-    """The scores of all benchmarks that are among the N pairs whose places `source` gives."""
-    name = np.array([benchmark_of(where) for where in source])
+def scores(rows: Rows, dropped: Counter[str]) -> dict[str, dict]:
+    """The scores of all benchmarks that are among the N pairs of `rows`, whose lists may lack pairs.
+
+    `left_out` has what a benchmark lost: pairs that were dropped, as `dropped` counts them by benchmark, and lists that
+    lack one of them. A benchmark that lost all has the score None.
+    """
+    name = np.array([benchmark_of(where) for where in rows.source.tolist()])
     found = {}
-    for benchmark in _sorted(name):
-        if benchmark:
-            lists = [row for row in rows.lists if name[row.pairs[0, 0]] == benchmark]
-            own = Rows(
-                chosen=rows.chosen,
-                rejected=rows.rejected,
-                subset=rows.subset,
-                own=np.flatnonzero(name == benchmark),
-                lists=lists,
-            )
-            found[benchmark] = BENCHMARKS[benchmark](own)
+    for benchmark in sorted({*name.tolist(), *dropped} - {""}):
+        lists = [row for row in rows.lists if benchmark_of(row.file) == benchmark]
+        whole, own = [row for row in lists if row.whole], name == benchmark
+        for row in lists:
+            if not row.whole:  # what is left of it is no pair of the benchmark
+                own[row.pairs[row.pairs >= 0]] = False
+        left_out = {"pairs": dropped[benchmark], "lists": len(lists) - len(whole)}
+        score = BENCHMARKS[benchmark](replace(rows, own=np.flatnonzero(own), lists=whole))
+        found[benchmark] = {**score, "left_out": left_out}
     return found

@@ -1,7 +1,6 @@
 """Rows of several responses (RM-Bench, RewardBench 2, RMB), put together again from the pairs that were scored."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,20 +9,25 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class ListRow:
-    """A row with lists of responses, all of whose pairs were scored."""
+    """A row with lists of responses."""
 
     file: str
     id: str
     """The row's own id, "" where it has none"""
     pairs: np.ndarray
-    """int64 [chosen, rejected]: position among the scored pairs"""
+    """int64 [chosen, rejected]: position among the scored pairs, -1 where one was dropped"""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its pairs were scored: a row that lacks one is measured nowhere."""
+        return bool((self.pairs >= 0).all())
 
 
 _PLACE = re.compile(r"(.*)/(\d+)>(\d+)", re.DOTALL)
 
 
-def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -> tuple[list[ListRow], Counter[str]]:
-    """Rebuild the rows of response lists from their pairs; how many rows of each file lack a pair.
+def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -> list[ListRow]:
+    """Rebuild the rows of response lists from their pairs, also those that lack one.
 
     All arguments have an entry for each of P preferences: `source` ("file:line") and `ids` ("ID/i>j", as data/forms.py
     writes them) name the row and the place in it; `position` int64 [P] is the index among the scored pairs, -1 where
@@ -33,7 +37,7 @@ def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -
     for p, (where, name) in enumerate(zip(source, ids, strict=True)):
         if match := _PLACE.fullmatch(name):
             cells.setdefault((where, match[1]), {})[int(match[2]), int(match[3])] = p
-    rows, broken = [], Counter()
+    rows = []
     for (where, row_id), by_place in cells.items():
         if all(i != j for i, j in by_place):
             continue
@@ -41,11 +45,9 @@ def list_rows(source: Sequence[str], ids: Sequence[str], position: np.ndarray) -
         pairs = np.full(shape, -1)
         for place, p in by_place.items():
             pairs[place] = position[p]
-        if (pairs < 0).any():
-            broken[where.rpartition(":")[0]] += 1
-        elif pairs.size > 1:
+        if pairs.size > 1:
             rows.append(ListRow(file=where.rpartition(":")[0], id=row_id, pairs=pairs))
-    return rows, broken
+    return rows
 
 
 def part_rows(rows: Sequence[ListRow]) -> tuple[list[list[ListRow]], list[ListRow]]:

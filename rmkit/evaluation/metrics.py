@@ -53,26 +53,29 @@ def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
     """The figures of metrics.json: overall, by subset, and for rows of several responses."""
     position = np.full(len(preferences), -1)
     position[scored.rows] = np.arange(len(scored.rows))
-    rows, broken = list_rows(preferences["source"], preferences["id"], position)
+    source = preferences["source"]
+    rows = list_rows(source, preferences["id"], position)
+    dropped = Counter(benchmarks.benchmark_of(source[int(i)]) for i in np.flatnonzero(position < 0))
     against = None
     if "against_correct" in per_pair:
         against = {
-            **_tables(rows, broken, per_pair, "against_"),
+            **_tables(rows, dropped, per_pair, "against_"),
             "mcnemar": statistics.mcnemar(per_pair["correct"], per_pair["against_correct"]),
         }
     return {
         "pairs": len(per_pair["subset"]),
         "conversations": scored.sequences,
         "dropped": scored.dropped,
-        **_tables(rows, broken, per_pair),
+        **_tables(rows, dropped, per_pair),
         "trust": trust.measure(per_pair["margin"], scored.se, scored.trust),
-        "list_rows_left_out": broken.total(),
+        "list_rows_left_out": sum(not row.whole for row in rows),
         "against": against,
     }
 
 
-def _tables(rows: list[ListRow], broken: Counter[str], per_pair: Columns, prefix: str = "") -> dict:
-    """Every table of one model's scores; those of a second one have the `prefix` "against_"."""
+def _tables(rows: list[ListRow], dropped: Counter[str], per_pair: Columns, prefix: str = "") -> dict:
+    """Every table of one model's scores; those of a second one have the `prefix` "against_". `dropped`: pairs that were
+    not scored, by benchmark."""
     chosen, rejected, subset = (
         per_pair[f"{prefix}score_chosen"],
         per_pair[f"{prefix}score_rejected"],
@@ -80,7 +83,14 @@ def _tables(rows: list[ListRow], broken: Counter[str], per_pair: Columns, prefix
     )
     subsets = {name: _summary(per_pair, subset == name, prefix) for name in sorted(set(subset.tolist()))}
     lengths = per_pair["characters_chosen"], per_pair["characters_rejected"]
-    scored = benchmarks.Rows(chosen=chosen, rejected=rejected, subset=subset, own=np.arange(len(subset)), lists=rows)
+    scored = benchmarks.Rows(
+        chosen=chosen,
+        rejected=rejected,
+        subset=subset,
+        source=per_pair["source"],
+        own=np.arange(len(subset)),
+        lists=rows,
+    )
     return {
         "overall": _summary(per_pair, np.ones(len(subset), bool), prefix),
         "subsets": subsets,
@@ -89,9 +99,9 @@ def _tables(rows: list[ListRow], broken: Counter[str], per_pair: Columns, prefix
             "unit": "characters of the response",
             **statistics.length_bias(chosen, rejected, *lengths),
         },
-        **_of_lists(rows, broken, chosen, rejected, subset),
+        **_of_lists(rows, chosen, rejected, subset),
         "rewardbench": _sections(rows, per_pair, prefix),
-        "benchmarks": benchmarks.scores(per_pair["source"].tolist(), scored),
+        "benchmarks": benchmarks.scores(scored, dropped),
     }
 
 
@@ -99,7 +109,7 @@ def _sections(rows: list[ListRow], per_pair: Columns, prefix: str) -> dict | Non
     """RewardBench's sections, of pairs that can be its own: no part of a list, and of no other benchmark by name."""
     own = np.array([benchmarks.benchmark_of(where) in ("", "rewardbench") for where in per_pair["source"].tolist()])
     for row in rows:
-        own[row.pairs.ravel()] = False
+        own[row.pairs[row.pairs >= 0]] = False
     subset, right = per_pair["subset"][own], per_pair[f"{prefix}correct"][own]
     return sections({name: float(right[subset == name].mean()) for name in sorted(set(subset.tolist()))})
 
@@ -109,18 +119,19 @@ def _summary(per_pair: Columns, inside: np.ndarray, prefix: str = "") -> dict:
     return statistics.summary(*(per_pair[name][inside] for name in wanted))
 
 
-def _of_lists(
-    rows: list[ListRow], broken: Counter[str], chosen: np.ndarray, rejected: np.ndarray, subset: np.ndarray
-) -> dict:
+def _of_lists(rows: list[ListRow], chosen: np.ndarray, rejected: np.ndarray, subset: np.ndarray) -> dict:
     """Style matrices (one for each number of styles, usually none or one) and best of n, overall and by subset; and how
-    many rows of their files are left out of each, because a pair of theirs was dropped."""
+    many rows of that kind are left out of each, because a pair of theirs was dropped."""
     styles, best = part_rows(rows)
 
-    def by_subset(some: Sequence[ListRow], measured: Callable[[Sequence[ListRow]], dict]) -> dict:
-        parts: dict[str, list[ListRow]] = {}
-        for row in some:
+    def by_subset(some: Sequence[ListRow], measured: Callable[[Sequence[ListRow]], dict]) -> dict | None:
+        whole, parts = [row for row in some if row.whole], {}
+        for row in whole:
             parts.setdefault(str(subset[row.pairs[0, 0]]), []).append(row)
-        return {**measured(some), "subsets": {name: measured(part) for name, part in sorted(parts.items())}}
+        if not whole:
+            return None
+        subsets = {name: measured(part) for name, part in sorted(parts.items())}
+        return {**measured(whole), "subsets": subsets, "left_out": len(some) - len(whole)}
 
     def matrix(some: Sequence[ListRow]) -> dict:
         pairs = np.stack([row.pairs for row in some])
@@ -130,12 +141,10 @@ def _of_lists(
         worst = np.array([chosen[row.pairs[:, 0]].min() for row in some])
         return statistics.best_of_n(worst, np.array([rejected[row.pairs[0]].max() for row in some]))
 
-    def left_out(some: Sequence[ListRow]) -> dict[str, int]:
-        return {"left_out": sum(broken[file] for file in {row.file for row in some})}
-
+    matrices = [by_subset(some, matrix) for some in styles]
     return {
-        "styles": [by_subset(some, matrix) | left_out(some) for some in styles],
-        "best_of_n": by_subset(best, best_of) | left_out(best) if best else None,
+        "styles": [found for found in matrices if found is not None],
+        "best_of_n": by_subset(best, best_of),
     }
 
 
@@ -191,6 +200,9 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         rows.append(("easy / normal / hard", f"{text} ({rows_of(style)})"))
     if best := m["best_of_n"]:
         rows.append(("best of n", f"{best['accuracy']:.4f} ({rows_of(best)})"))
+    told = sum(found["left_out"] for found in (*m["styles"], m["best_of_n"]) if found)
+    if m["list_rows_left_out"] > told:  # those of a kind that has no row left
+        rows.append(("lists of responses", f"{m['list_rows_left_out'] - told:,} more left out: a pair was dropped"))
     rows += [(name, _benchmark(found)) for name, found in m["benchmarks"].items()]
     if m["rewardbench"]:
         rows += [(f"RewardBench {name}", _section(section)) for name, section in m["rewardbench"]["sections"].items()]
@@ -240,12 +252,24 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def _benchmark(found: dict) -> str:
-    """A benchmark's own score and its parts; those of few rows are marked."""
-    parts = []
-    for name, part in found["parts"].items():
-        few = f" (only {part['rows']} rows)" if part["few"] else ""
-        parts.append(f"{name} {part['score']:.3f}{few}")
-    return f"{number(found['score'])} ({', '.join(parts)})"
+    """A benchmark's own score, its parts, of which those of few rows are marked, and what it lost."""
+    kinds = [found[kind] for kind in ("models", "parts") if found.get(kind)]
+    words = [", ".join(_part(name, part) for name, part in kind.items()) for kind in kinds]
+    if lost := _lost(found["left_out"]):
+        words.append(lost)
+    return f"{number(found['score'])} ({'; '.join(words)})" if words else number(found["score"])
+
+
+def _part(name: str, part: dict) -> str:
+    few = f" (only {part['rows']} rows)" if part["few"] else ""
+    return f"{name} {part['score']:.3f}{few}"
+
+
+def _lost(left_out: dict[str, int]) -> str:
+    pairs, lists = left_out["pairs"], left_out["lists"]
+    words = [f"{pairs:,} dropped pair{'s' * (pairs > 1)}"] if pairs else []
+    words += [f"{lists:,} list{'s that lack' if lists > 1 else ' that lacks'} one of them"] if lists else []
+    return f"left out: {', '.join(words)}" if words else ""
 
 
 def _section(section: dict) -> str:

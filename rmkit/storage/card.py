@@ -24,6 +24,9 @@ _ENVIRONMENT = Environment(
 VLLM = {"gemma3_text": """ --convert classify --hf-overrides '{"architectures": ["Gemma3ForCausalLM"]}'"""}
 """What vLLM needs besides, by model type: it finds no classifier of that name, and makes one of the language model"""
 
+GIVEN_TO_READERS = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3")
+"""Model types that every reader of bench/results/interop.json was given; of others no reader is said to have been
+run"""
 
 NOT_OF_THE_MODEL = {("exp_name", ""), ("cache_dir", ""), ("resume", ""), ("overwrite", ""), ("lora", "keep")}
 NOT_OF_THE_MODEL |= {("hub", "push"), ("hub", "private"), ("hub", "revision")}
@@ -49,6 +52,10 @@ class Card:
     """Accuracy on the held-out pairs of what has not read the answers, by what it does: a model has to be above"""
     temperature: float | None = None
     """By which held-out pairs calibrate the margins"""
+    calibration: dict[str, float] | None = None
+    """`ece` and `brier` of the held-out pairs"""
+    calibrated: dict[str, float] | None = None
+    """The same with the temperature"""
 
 
 def text(
@@ -93,6 +100,8 @@ def text(
         log_loss=plain_bt(config),
         floors=[(_plain(what), share) for what, share in card.floors.items()],
         temperature=card.temperature,
+        calibration=card.calibration,
+        calibrated=card.calibrated,
         flags=_plain(" ".join(flags(config)) or "(all by default)"),
         max_length=max_length,
         model_type=model_type,
@@ -100,6 +109,8 @@ def text(
         row=row,
         labels=labels,
         known=model_type in FAMILIES,
+        ran=model_type in GIVEN_TO_READERS,
+        not_run="not run for this family, but for Qwen3",
         adapter=None if adapter is None else _public(adapter),
         vllm_flags=VLLM.get(model_type, ""),
     )

@@ -12,6 +12,8 @@ import torch
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.trie import PackedBatch
 from rmkit.config import TrainConfig
+from rmkit.pages import heldout
+from rmkit.pages.verdicts import calibration
 from rmkit.storage.card import Card
 from rmkit.storage.checkpoint import Progress
 from rmkit.terminal import Terminal
@@ -90,6 +92,7 @@ def card_of(
     temperature: float | None = None,
 ) -> Card:
     """What the model card tells of a training."""
+    before, after = calibrations(config.folder, result, temperature)
     dropped: Counter[str] = Counter(train.dropped)
     dropped.update(test.dropped if test else {})
     return Card(
@@ -102,7 +105,18 @@ def card_of(
         metrics=result.metrics,
         floors=floors(test) if test else {},
         temperature=temperature,
+        calibration=before,
+        calibrated=after,
     )
+
+
+def calibrations(folder: Path, result: Result, temperature: float | None) -> tuple[dict | None, dict | None]:
+    """Calibration of the held-out pairs as heldout.jsonl has them after the last step, as they are and with the
+    temperature; None where it is not known."""
+    held = heldout.read(folder) if result.metrics else None
+    if held is None or held.step != result.progress.step:
+        return None, None
+    return calibration(held.margin), None if temperature is None else calibration(held.margin / temperature)
 
 
 def floors(test: TokenisedPairs) -> dict[str, float]:

