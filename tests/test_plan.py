@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from rmkit import train
 from rmkit.config import ModelConfig, PlanConfig, TrainConfig
 from rmkit.data import demo
-from rmkit.training import plan
+from rmkit.training import plan, run
 from rmkit.training.estimate import Way, memory, shape_of
 from rmkit.training.plan import GIB, Devices, Plan, told_if_full
 from rmkit.training.workload import workload
@@ -113,6 +113,11 @@ def test_a_full_gpu_is_told_in_a_sentence(shape):
         ):
             raise error
         assert "\n" not in str(e.value)
+    cause = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(ValueError, match=r"full; the estimate .* give --"), told_if_full(planned(shape, 80.0)):
+        raise ValueError("the weights could not be loaded") from cause
+    with pytest.raises(ValueError, match=r"^no such file$"), told_if_full(planned(shape, 80.0)):
+        raise ValueError("no such file")
     with pytest.raises(RuntimeError, match="something else"), told_if_full(planned(shape, 80.0)):
         raise RuntimeError("something else")
     with pytest.raises(ValueError, match="take a smaller model"), told_if_full(planned(shape, 2.0)):
@@ -126,7 +131,7 @@ def test_a_rank_says_that_it_is_the_one(shape, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def run(*flags: str, monkeypatch) -> tuple[int, str]:
+def said(*flags: str, monkeypatch) -> tuple[int, str]:
     out = io.StringIO()
     monkeypatch.setattr("rmkit.cli.Console", lambda **_: Console(file=out, width=200, color_system=None))
     return train.main([*flags]), out.getvalue()
@@ -142,16 +147,16 @@ def test_the_command_needs_no_weights_and_leaves_nothing(tmp_path, monkeypatch):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     given = ["--plan.only", "--model.name", str(model), "--data.train", str(data), "--batch.pairs", "16"]
-    status, said = run(*given, "--plan.gpus", "1", "--plan.memory", "80", monkeypatch=monkeypatch)
+    status, told = said(*given, "--plan.gpus", "1", "--plan.memory", "80", monkeypatch=monkeypatch)
     assert status == 0
     for part in ("7,504,928,768 parameters", "40 in 3 steps of 16", "55.9 GiB, fp32", "1 x H100 SXM, 80.0 GiB each"):
-        assert part in said
-    assert "it does not fit" in said
-    assert "--optim.states 8bit" in said
+        assert part in told
+    assert "it does not fit" in told
+    assert "--optim.states 8bit" in told
     assert not (tmp_path / "runs").exists()
-    status, said = run(*given, monkeypatch=monkeypatch)
+    status, told = said(*given, monkeypatch=monkeypatch)
     assert status == 0
-    assert "activations are estimated for GPUs alone" in said
+    assert "activations are estimated for GPUs alone" in told
 
 
 @pytest.mark.parametrize(
@@ -174,11 +179,18 @@ def test_a_folder_without_a_configuration(tmp_path, capsys):
     assert "no model configuration was found" in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
 
 
-def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys):
-    def full(*_):
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(run, "build_model"), (run, "distribute"), (run, "adamw"), (train, "train_step"), (train, "write_model")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys, module, name):
+    """From where weights are read to where they are saved."""
+
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "train_step", full)
+    monkeypatch.setattr(module, name, full)
     rows = [{"prompt": f"reverse {word}", "chosen": word[::-1], "rejected": word} for word in ("abc", "lamb", "edge")]
     write_rows(tmp_path / "a.jsonl", rows)
     flags = ["--data.train", str(tmp_path / "a.jsonl"), "--batch.pairs", "2", "--data.workers", "1"]

@@ -16,6 +16,7 @@ from rmkit.batch.planner import pair_cost_of
 from rmkit.config import DEMO, TrainConfig
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import strategy_on
+from rmkit.runtime import full
 from rmkit.training.cards import H100, rate_of
 from rmkit.training.estimate import Load, Memory, Shape, Way, memory, shape_of
 from rmkit.training.workload import SAMPLED, Workload, workload
@@ -28,8 +29,6 @@ AT_START = 8
 """Steps that a training plans before it says what it takes"""
 LORA_RANK = 16
 Say = Callable[[str], None]
-FULL = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What errors say of a full GPU, besides torch.OutOfMemoryError"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +250,8 @@ def told_if_full(plan: Plan) -> Iterator[None]:
     be waiting for this one in a collective, where nothing can be agreed on with them."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in FULL):
+    except (RuntimeError, ValueError) as error:  # ValueError: what says that weights could not be loaded, and why
+        if full(error) != "GPU":
             raise
         # What was tried did not fit, whatever its estimate: there may be others on the GPU, or holes in its memory.
         offer = next(plan.offers(below=0.9 * plan.memory.peak), None)
