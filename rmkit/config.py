@@ -333,7 +333,8 @@ class TrustConfig:
 class PlanConfig:
     only: bool = False
     """Print what the training takes (pairs, tokens, steps, memory, FLOPs, time) and with what it fits.
-    It stops before weights are read: the model's configuration and tokenizer are enough."""
+    It stops before weights are read: the model's configuration is enough.
+    In a folder without a tokenizer, tokens are guessed as bytes / 4."""
     gpus: int | None = None
     """Plan for so many GPUs; by default the devices of this run."""
     memory: float | None = None

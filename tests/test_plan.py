@@ -159,6 +159,25 @@ def test_the_command_needs_no_weights_and_leaves_nothing(tmp_path, monkeypatch):
     assert "activations are estimated for GPUs alone" in told
 
 
+def test_a_configuration_alone_is_enough_for_a_plan(tmp_path, monkeypatch, capsys):
+    model, data = tmp_path / "model", tmp_path / "pairs.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps({**LLAMA_3_8B, "architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+    )
+    sides = [[f"word {i} and another", f"word {i}"] for i in range(8)]
+    write_rows(data, [{"prompt": "hello", "chosen": chosen, "rejected": rejected} for chosen, rejected in sides])
+    given = ["--model.name", str(model), "--data.train", str(data), "--cache-dir", str(tmp_path / "runs")]
+    status, told = said("--plan.only", *given, monkeypatch=monkeypatch)
+    assert status == 0
+    assert "has no tokenizer: tokens are guessed as bytes / 4" in told
+    texts = [f"<s>user: hello\n\nassistant: {side}</s>" for pair in sides for side in pair]
+    assert f"{sum(-(-len(text) // 4) for text in texts):,} flat" in told
+    assert said(*given, monkeypatch=monkeypatch)[0] == 2
+    refused = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    assert "no tokenizer is there; put its tokenizer.json beside config.json" in refused
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
