@@ -159,6 +159,21 @@ def test_the_command_needs_no_weights_and_leaves_nothing(tmp_path, monkeypatch):
     assert "activations are estimated for GPUs alone" in told
 
 
+def test_a_plan_of_4_bit_weights(tmp_path, monkeypatch):
+    values = {**LLAMA_3_8B, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "hello", "chosen": "a" * 4000, "rejected": "b"}])
+    given = f"--plan.only --plan.gpus 1 --data.train {tmp_path}/pairs.jsonl --model.name {tmp_path} --lora.rank 16"
+    given = [*given.split(), "--model.load", "4bit", "--lora.keep", "adapter"]
+    status, told = said(*given, "--plan.memory", "24", monkeypatch=monkeypatch)
+    assert status == 0
+    assert "4.5 GiB, 4-bit matrices, else bf16" in told
+    assert "it fits" in told
+    status, told = said(*given, "--plan.memory", "2", monkeypatch=monkeypatch)
+    assert status == 0
+    assert "no flags make it fit" in told, "fsdp cannot shard them: neither more GPUs nor the host's memory help"
+
+
 def test_a_configuration_alone_is_enough_for_a_plan(tmp_path, monkeypatch, capsys):
     model, data = tmp_path / "model", tmp_path / "pairs.jsonl"
     model.mkdir()
