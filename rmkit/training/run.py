@@ -105,7 +105,7 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     config = planned.config
     loading = replace(config, model=replace(config.model, name=name))
     device = accelerator.device
-    kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device))
+    kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device, say))
     compiled = family.tested(inputs.architecture) and agreed(lambda: compiler.wanted(config.model.compile, device))
     with plan.told_if_full(planned):
         model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
