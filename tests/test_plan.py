@@ -4,20 +4,21 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from transformers import AutoConfig
 
 from rmkit import train
-from rmkit.config import ModelConfig, PlanConfig, TrainConfig
+from rmkit.config import BatchConfig, ModelConfig, OptimConfig, PlanConfig, TrainConfig
 from rmkit.data import demo
 from rmkit.training import plan, run
 from rmkit.training.estimate import Way, memory, shape_of
 from rmkit.training.plan import GIB, Devices, Plan, told_if_full
 from rmkit.training.workload import workload
 from support.decoders import LLAMA_3_8B
-from support.pairs_of import batches_of, random_tokenised
+from support.pairs_of import batches_of, random_tokenised, tokenised
 from support.victim import write_rows
 
 
@@ -58,6 +59,21 @@ def test_a_workload_is_what_the_batches_hold():
     assert w.microbatches == len(packed) / 5
     twice = workload(batches, replace(config, optim=replace(config.optim, epochs=2)))
     assert (twice.pairs, twice.steps, twice.flat) == (80, 10, 2 * w.flat)
+
+
+def test_the_longest_pair_is_counted_however_few_steps_are_planned():
+    rng = np.random.default_rng(0)
+    sides = [[rng.integers(3, 97, n) for n in [10] * 40] for _ in "cr"]
+    config = replace(TrainConfig(), batch=BatchConfig(pairs=2, max_tokens=400))
+    order = plan_order(batches_of(tokenised(*sides)), config)
+    sides[0][order[31]] = rng.integers(3, 97, 300)  # no evenly spaced few of 20 steps have it
+    batches = batches_of(tokenised(*sides), max_tokens=400)
+    whole, few = workload(batches, config), workload(batches, config, 4)
+    assert few.load == whole.load
+    assert few.load.tokens == 300 + 10 + 2 * 10
+    assert few.flat == 40 * 2 * 10, "work is told of the evenly spaced steps"
+    stopped = replace(config, optim=OptimConfig(max_steps=15))
+    assert workload(batches, stopped, 4).load.tokens == 40, "it is in none of the steps that are run"
 
 
 def plan_order(batches, config):
