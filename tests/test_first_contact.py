@@ -160,6 +160,8 @@ def test_steps_are_those_of_the_product(tmp_path, monkeypatch):
 
 
 def test_flags_say_every_choice():
+    assert "--deterministic" in flags_of(next(way for way in WAYS["0.6b"] if way.name == "trie deterministic"))
+    assert "--deterministic" not in flags_of(WAYS["0.6b"][0])
     assert "--lora.rank" in flags_of(Way(name="x", needs=1, rank=8))
     assert missing_flags(Way(name="x", needs=1)) is None
     assert len({way.name for way in WAYS["8b"]}) == len(WAYS["8b"])
