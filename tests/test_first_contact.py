@@ -72,6 +72,17 @@ def test_what_takes_too_long_is_ended_and_what_is_left_is_named(tmp_path):
     assert not first_contact.correct(results, sections)
 
 
+def test_each_wheel_is_given_to_pip_once(tmp_path, monkeypatch):
+    (tmp_path / "a-1-py3-none-any.whl").touch()
+    given = []
+    monkeypatch.setattr(
+        first_contact.subprocess, "run", lambda command: given.extend(command) or argparse.Namespace(returncode=0)
+    )
+    first_contact.install(tmp_path, tmp_path / "site")
+    assert given[-3:] == ["--target", str(tmp_path / "site"), str(tmp_path / "a-1-py3-none-any.whl")]
+    assert (given.count("--target"), given.count(given[-1])) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("status", "more", "fine"),
     [
