@@ -82,15 +82,7 @@ def install(wheels: Path, site: Path) -> None:
     if not files:
         refuse(f"--wheels {wheels}: there is no .whl in that folder; the docstring of this file has the pip line")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    command += [
-        "--no-cache-dir",
-        "--disable-pip-version-check",
-        "--root-user-action",
-        "ignore",
-        "--target",
-        str(site),
-        *files,
-    ]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--root-user-action", "ignore"]
     if subprocess.run([*command, "--target", str(site), *files]).returncode:
         refuse(f"--wheels {wheels}: pip could not install them")
 

@@ -11,6 +11,7 @@ A run of so few steps compares ways of training; it is no measure of the model.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def measure(flags: list[str], asked: argparse.Namespace, folder: Path) -> dict:
     }
 
 
-def main() -> int:
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a causal LM")
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
@@ -79,8 +80,23 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=192)
     parser.add_argument("--max-tokens", type=int, default=4096)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "quality_bench.json")
-    asked = parser.parse_args()
-    found = {}
+    return parser.parse_args(arguments)
+
+
+def command(asked: argparse.Namespace) -> str:
+    """What measures the same again, but for the place of the two folders, which are named alone."""
+    words = ["python", "bench/quality_bench.py", "--model", Path(asked.model).name, "--data", asked.data.name]
+    for name, value in sizes(asked).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def sizes(asked: argparse.Namespace) -> dict[str, int]:
+    return {name: value for name, value in vars(asked).items() if isinstance(value, int)}
+
+
+def main() -> int:
+    asked, found = parsed(), {}
     for name, flags in WAYS.items():
         with tempfile.TemporaryDirectory(prefix="quality-") as made:
             folder = Path(made)
@@ -97,8 +113,8 @@ def main() -> int:
         )
     result = {
         "bench": "quality_bench",
-        "command": " ".join(["python", "bench/quality_bench.py", "--model", Path(asked.model).name]),
-        "asked": {name: value for name, value in vars(asked).items() if isinstance(value, int)},
+        "command": command(asked),
+        "asked": sizes(asked),
         "data": asked.data.name,
         "ways": found,
         "environment": {**runtime.environment(torch.device("cpu"), 1), "command": "above"},

@@ -102,7 +102,7 @@ def run(
     import torch.distributed as dist
 
     from rmkit.distributed import collectives, launch
-    from rmkit.runtime import keep_freed
+    from rmkit.runtime import full, keep_freed
 
     console = Console(emoji=False)  # a file may be called :smile:
     launch.grow_segments()
@@ -120,7 +120,10 @@ def run(
     except (ValueError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         terminal.refuse(errors.told(error, flags or {}))
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if (whose := full(error)) is not None:
+            terminal.refuse(_full(whose).told(flags or {}))
+            return 2
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which would come before our word
         if (told := launch.lost(error)) is None:
             signal.signal(signal.SIGTERM, before)
@@ -130,6 +133,12 @@ def run(
     except KeyboardInterrupt:
         terminal.refuse(interrupted)
         return 130
+
+
+def _full(whose: str) -> errors.UserError:
+    """What a program says when memory is full; a training knows more of what it asked for (rmkit.training.plan)."""
+    lower = f"lower {errors.flag('batch.max_tokens')}, the tokens of one pass"
+    return errors.UserError("", None, f"the memory of the {whose} is full", lower, "end what else runs on it")
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class ModelConfig:
     """Compile the decoder layers (torch.compile): the first steps take longer, the others less. auto: on a GPU."""
     attention: Literal["auto", "fa2", "fa3"] = "auto"
     """On a GPU in bf16: FlashAttention 2, which torch brings, or 3 (package flash_attn_interface, Hopper).
-    auto: 3 where it is installed. env.json says which was used."""
+    auto: 3 where it is installed and torch can use it. env.json says which was used."""
 
     def __post_init__(self) -> None:
         recompute_ok = self.gradient_checkpointing in ("auto", "on", "off")  # from Python a switch may be given
@@ -334,7 +334,8 @@ class TrustConfig:
 class PlanConfig:
     only: bool = False
     """Print what the training takes (pairs, tokens, steps, memory, FLOPs, time) and with what it fits.
-    It stops before weights are read: the model's configuration and tokenizer are enough."""
+    It stops before weights are read: the model's configuration is enough.
+    In a folder without a tokenizer, tokens are guessed as bytes / 4."""
     gpus: int | None = None
     """Plan for so many GPUs; by default the devices of this run."""
     memory: float | None = None

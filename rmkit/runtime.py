@@ -25,6 +25,9 @@ LARGEST_MMAP_THRESHOLD = 32 * 2**20
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+GPU_FULL = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors say of a full GPU, besides torch.OutOfMemoryError"""
+
 
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
     """What env.json records: versions, commit, device, ranks and command."""
@@ -71,6 +74,18 @@ def keep_freed() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD))
+
+
+def full(error: BaseException | None) -> str | None:
+    """Whose memory is full, where an error or one that it comes from says so: "GPU", "machine"; else None."""
+    while error is not None:
+        said = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in GPU_FULL):
+            return "GPU"
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+            return "machine"
+        error = error.__cause__
+    return None
 
 
 @dataclass

@@ -199,8 +199,8 @@ def train(
     metrics = Metrics(folder, run.progress.metrics_bytes, mirrors, say)
     page = Page(folder, run, say)
     bar = shown.progress("step", run.steps, run.progress.step)
-    with contextlib.closing(metrics), contextlib.closing(page):
-        with contextlib.closing(bar), flash.running(run.attention), stops() as stop, plan.told_if_full(run.plan):
+    with plan.told_if_full(run.plan), contextlib.closing(metrics), contextlib.closing(page):
+        with contextlib.closing(bar), flash.running(run.attention), stops() as stop:
             result = loop(run, metrics, page, shown, bar, stop)
         if result.stopped is None:
             worth = trust.worth(run, result.progress, say)

@@ -1,5 +1,6 @@
 """Around every program: a sentence in a box and a status, whatever goes wrong for the user."""
 
+import importlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from golden.write import file_of
 
 from rmkit import __version__ as version
@@ -36,6 +38,29 @@ def test_an_error_of_the_user_is_a_box_and_a_status(error, status, told, capsys)
     err = capsys.readouterr().err
     assert told in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "GPU"),
+        (RuntimeError("rank 1: OutOfMemoryError: CUDA out of memory"), "GPU"),
+        (MemoryError(), "machine"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "machine"),
+    ],
+)
+@pytest.mark.parametrize(("program", "flag"), [("label", "--max-tokens"), ("evaluate", "--max-tokens"), ("check", "")])
+def test_full_memory_is_a_sentence_that_says_what_to_lower(program, flag, error, whose, monkeypatch, capsys):
+    module = importlib.import_module(f"rmkit.{program}")
+
+    def fills(*_):
+        raise error
+
+    monkeypatch.setattr(module, program, fills)
+    assert module.run_program(cli.parsed(program, [])) == 2
+    told = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    lower = f"lower {flag}, the tokens of one pass or " if flag else ""
+    assert f"the memory of the {whose} is full; {lower}end what else runs on it" in told
 
 
 def test_our_own_errors_keep_their_traceback():

@@ -19,7 +19,7 @@ from rmkit.batch.trie import pack
 from rmkit.model import lora
 from rmkit.model.family import skeleton
 from rmkit.training.estimate import STATES, Load, Way, load_of, memory, shape_of, trained, work
-from support.decoders import LLAMA_32_1B
+from support.decoders import LLAMA_3_8B, LLAMA_32_1B
 from support.dry_cuda.build import shared
 from support.oracle import FAMILIES, TINY
 
@@ -102,6 +102,17 @@ def test_states_weights_and_shards_take_their_bytes():
     assert (quarter.weights, quarter.states) == (n, 2 * n)
     offloaded = memory(shape, Way(sharded=True, offload=True), LOAD)
     assert (offloaded.weights, offloaded.states, offloaded.host) == (0, 0, 16 * n)
+
+
+def test_matrices_of_4_bits_take_what_qlora_says_and_all_else_stays():
+    """0.127 bits a parameter beside the 4, and bf16 for embedding, norms and the rest."""
+    shape = shape_of(tiny())
+    way = Way(weights="bf16", rank=4)
+    matrices, four_bit = shape.layers * shape.matrices, replace(way, four_bit=True)
+    saved = memory(shape, way, LOAD).weights - memory(shape, four_bit, LOAD).weights
+    assert saved == pytest.approx((2 - 4.127 / 8) * matrices, rel=1e-4)
+    found = memory(shape_of(AutoConfig.for_model("llama", **LLAMA_3_8B, num_labels=1)), four_bit, LOAD)
+    assert found.weights / 1e9 == pytest.approx(6.98 * 4.127 / 8 + 0.526 * 2, rel=0.02)
 
 
 def test_what_saves_memory_saves_it():

@@ -72,6 +72,17 @@ def test_what_takes_too_long_is_ended_and_what_is_left_is_named(tmp_path):
     assert not first_contact.correct(results, sections)
 
 
+def test_each_wheel_is_given_to_pip_once(tmp_path, monkeypatch):
+    (tmp_path / "a-1-py3-none-any.whl").touch()
+    given = []
+    monkeypatch.setattr(
+        first_contact.subprocess, "run", lambda command: given.extend(command) or argparse.Namespace(returncode=0)
+    )
+    first_contact.install(tmp_path, tmp_path / "site")
+    assert given[-3:] == ["--target", str(tmp_path / "site"), str(tmp_path / "a-1-py3-none-any.whl")]
+    assert (given.count("--target"), given.count(given[-1])) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("status", "more", "fine"),
     [
@@ -160,6 +171,8 @@ def test_steps_are_those_of_the_product(tmp_path, monkeypatch):
 
 
 def test_flags_say_every_choice():
+    assert "--deterministic" in flags_of(next(way for way in WAYS["0.6b"] if way.name == "trie deterministic"))
+    assert "--deterministic" not in flags_of(WAYS["0.6b"][0])
     assert "--lora.rank" in flags_of(Way(name="x", needs=1, rank=8))
     assert missing_flags(Way(name="x", needs=1)) is None
     assert len({way.name for way in WAYS["8b"]}) == len(WAYS["8b"])

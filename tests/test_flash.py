@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import attention
 from transformers import Gemma2Config, LlamaConfig
 
 from rmkit.config import BatchConfig, ModelConfig, TrainConfig
@@ -17,13 +18,15 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
         monkeypatch.setattr(flash, "find_spec", lambda name: package if name == "flash_attn_interface" else None)
+        monkeypatch.setattr(flash, "activate_flash_attention_impl", lambda name: None)
+        monkeypatch.setattr(flash, "restore_flash_attention_impl", lambda: None)
 
     return has
 
 
-def chosen(asked, device=GPU, architecture=None, precision="auto", layout="trie"):
+def chosen(asked, device=GPU, architecture=None, precision="auto", layout="trie", say=pytest.fail):
     config = TrainConfig(model=ModelConfig(attention=asked, precision=precision), batch=BatchConfig(layout=layout))
-    return flash.chosen(config, architecture or LlamaConfig(), device)
+    return flash.chosen(config, architecture or LlamaConfig(), device, say)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,37 @@ def test_it_is_active_within_the_block_alone(monkeypatch):
     assert done == ["FA3", "restored"]
 
 
-def test_a_package_that_torch_cannot_use_is_a_sentence():
-    with pytest.raises(ValueError, match=r"^--model.attention fa3: flash_attn_interface cannot be used"):
-        flash.running("fa3").__enter__()
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, OSError])
+def test_where_torch_cannot_use_the_package_auto_says_so_and_takes_the_second(machine, monkeypatch, error):
+    machine(HOPPER, INSTALLED)
+
+    def fails(name):
+        raise error("undefined symbol\nand a long story")
+
+    monkeypatch.setattr(flash, "activate_flash_attention_impl", fails)
+    said = []
+    assert chosen("auto", say=said.append) == "fa2"
+    assert said == ["flash_attn_interface cannot be used (undefined symbol): FlashAttention 2 is used"]
+    with pytest.raises(ValueError, match=r"^--model.attention fa3: flash_attn_interface cannot be used \(undefined"):
+        chosen("fa3")
+    assert chosen("fa2") == "fa2"
+
+
+def test_torch_itself_is_asked(machine, monkeypatch):
+    """The package is pretended, and its import fails."""
+    machine(HOPPER, INSTALLED)
+    monkeypatch.setattr(flash, "activate_flash_attention_impl", attention.activate_flash_attention_impl)
+    said = []
+    assert chosen("auto", say=said.append) == "fa2"
+    assert said == [
+        "flash_attn_interface cannot be used (No module named 'flash_attn_interface'): FlashAttention 2 is used"
+    ]
+
+
+def test_what_is_tried_is_left_as_it_was(machine, monkeypatch):
+    machine(HOPPER, INSTALLED)
+    done = []
+    monkeypatch.setattr(flash, "activate_flash_attention_impl", done.append)
+    monkeypatch.setattr(flash, "restore_flash_attention_impl", lambda: done.append("restored"))
+    assert chosen("auto") == "fa3"
+    assert done == ["FA3", "restored"]

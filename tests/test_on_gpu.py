@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.linalg import norm
+from safetensors import safe_open
 
 from rmkit import evaluate, label
 from rmkit.batch.planner import SEGMENTS
@@ -176,6 +178,53 @@ def test_what_trains_otherwise_trains_the_same(world, tmp_path, more):
     assert (tmp_path / "other/r/FINAL/model.safetensors").is_file()
     first = [losses(tmp_path / way / "r")[0] for way in ("plain", "other")]
     assert first[1] == pytest.approx(first[0], rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def uncompiled(world, tmp_path_factory) -> dict[str, np.ndarray]:
+    """Losses of the steps in float32 and in bf16, with no layer compiled."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        cache = tmp_path_factory.mktemp(precision)
+        assert main(flags(world, cache, "--model.compile", "off", "--model.precision", precision)) == 0
+        found[precision] = np.array(losses(cache / "r"))
+    return found
+
+
+def within_what_bf16_errs(found: np.ndarray, plain: np.ndarray, truth: np.ndarray) -> bool:
+    """The ladder's bound: twice the error of what is plain, by norms."""
+    return norm(found - truth) <= 2 * norm(plain - truth) + 1e-3 * norm(truth)
+
+
+def test_compiled_layers_give_the_losses_of_the_others(world, tmp_path, uncompiled):
+    for precision in ("fp32", "bf16"):
+        assert main(flags(world, tmp_path / precision, "--model.compile", "on", "--model.precision", precision)) == 0
+    fp32, bf16 = (np.array(losses(tmp_path / precision / "r")) for precision in ("fp32", "bf16"))
+    # Either may err 1e-5; from the second step on Adam's division makes more of it.
+    assert fp32[0] == pytest.approx(uncompiled["fp32"][0], rel=2e-5)
+    assert within_what_bf16_errs(bf16, uncompiled["bf16"], uncompiled["fp32"])
+
+
+def test_bf16_weights_and_8_bit_states_train(world, tmp_path, uncompiled):
+    low = ("--optim.states", "8bit", "--model.weights", "bf16", "--save.every", "3", "--model.compile", "off")
+    assert main(flags(world, tmp_path, *low)) == 0
+    found = np.array(losses(tmp_path / "r"))
+    assert within_what_bf16_errs(found, uncompiled["bf16"], uncompiled["fp32"])
+    assert found[-3:].mean() < found[:3].mean()
+    with safe_open(tmp_path / "r/FINAL/model.safetensors", "pt") as final:
+        assert {final.get_tensor(key).dtype for key in final.keys()} == {torch.bfloat16, torch.float32}  # noqa: SIM118
+
+
+def test_a_deterministic_run_repeats_bit_for_bit(world, tmp_path):
+    """In processes of their own: cuBLAS reads how it is to sum when CUDA is first used."""
+    finals = []
+    for name in ("one", "two"):
+        command = [sys.executable, "-m", "rmkit.train", *flags(world, tmp_path / name, "--deterministic")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        finals.append((tmp_path / name / "r/FINAL/model.safetensors").read_bytes())
+    assert finals[0] == finals[1]
+    assert losses(tmp_path / "one/r") == losses(tmp_path / "two/r")
 
 
 def test_nccl_with_one_process(world, tmp_path):

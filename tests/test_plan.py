@@ -4,20 +4,21 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from transformers import AutoConfig
 
 from rmkit import train
-from rmkit.config import ModelConfig, PlanConfig, TrainConfig
+from rmkit.config import BatchConfig, ModelConfig, OptimConfig, PlanConfig, TrainConfig
 from rmkit.data import demo
-from rmkit.training import plan
+from rmkit.training import plan, run
 from rmkit.training.estimate import Way, memory, shape_of
 from rmkit.training.plan import GIB, Devices, Plan, told_if_full
 from rmkit.training.workload import workload
 from support.decoders import LLAMA_3_8B
-from support.pairs_of import batches_of, random_tokenised
+from support.pairs_of import batches_of, random_tokenised, tokenised
 from support.victim import write_rows
 
 
@@ -58,6 +59,21 @@ def test_a_workload_is_what_the_batches_hold():
     assert w.microbatches == len(packed) / 5
     twice = workload(batches, replace(config, optim=replace(config.optim, epochs=2)))
     assert (twice.pairs, twice.steps, twice.flat) == (80, 10, 2 * w.flat)
+
+
+def test_the_longest_pair_is_counted_however_few_steps_are_planned():
+    rng = np.random.default_rng(0)
+    sides = [[rng.integers(3, 97, n) for n in [10] * 40] for _ in "cr"]
+    config = replace(TrainConfig(), batch=BatchConfig(pairs=2, max_tokens=400))
+    order = plan_order(batches_of(tokenised(*sides)), config)
+    sides[0][order[31]] = rng.integers(3, 97, 300)  # no evenly spaced few of 20 steps have it
+    batches = batches_of(tokenised(*sides), max_tokens=400)
+    whole, few = workload(batches, config), workload(batches, config, 4)
+    assert few.load == whole.load
+    assert few.load.tokens == 300 + 10 + 2 * 10
+    assert few.flat == 40 * 2 * 10, "work is told of the evenly spaced steps"
+    stopped = replace(config, optim=OptimConfig(max_steps=15))
+    assert workload(batches, stopped, 4).load.tokens == 40, "it is in none of the steps that are run"
 
 
 def plan_order(batches, config):
@@ -113,6 +129,11 @@ def test_a_full_gpu_is_told_in_a_sentence(shape):
         ):
             raise error
         assert "\n" not in str(e.value)
+    cause = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(ValueError, match=r"full; the estimate .* give --"), told_if_full(planned(shape, 80.0)):
+        raise ValueError("the weights could not be loaded") from cause
+    with pytest.raises(ValueError, match=r"^no such file$"), told_if_full(planned(shape, 80.0)):
+        raise ValueError("no such file")
     with pytest.raises(RuntimeError, match="something else"), told_if_full(planned(shape, 80.0)):
         raise RuntimeError("something else")
     with pytest.raises(ValueError, match="take a smaller model"), told_if_full(planned(shape, 2.0)):
@@ -126,7 +147,7 @@ def test_a_rank_says_that_it_is_the_one(shape, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def run(*flags: str, monkeypatch) -> tuple[int, str]:
+def said(*flags: str, monkeypatch) -> tuple[int, str]:
     out = io.StringIO()
     monkeypatch.setattr("rmkit.cli.Console", lambda **_: Console(file=out, width=200, color_system=None))
     return train.main([*flags]), out.getvalue()
@@ -142,16 +163,50 @@ def test_the_command_needs_no_weights_and_leaves_nothing(tmp_path, monkeypatch):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     given = ["--plan.only", "--model.name", str(model), "--data.train", str(data), "--batch.pairs", "16"]
-    status, said = run(*given, "--plan.gpus", "1", "--plan.memory", "80", monkeypatch=monkeypatch)
+    status, told = said(*given, "--plan.gpus", "1", "--plan.memory", "80", monkeypatch=monkeypatch)
     assert status == 0
     for part in ("7,504,928,768 parameters", "40 in 3 steps of 16", "55.9 GiB, fp32", "1 x H100 SXM, 80.0 GiB each"):
-        assert part in said
-    assert "it does not fit" in said
-    assert "--optim.states 8bit" in said
+        assert part in told
+    assert "it does not fit" in told
+    assert "--optim.states 8bit" in told
     assert not (tmp_path / "runs").exists()
-    status, said = run(*given, monkeypatch=monkeypatch)
+    status, told = said(*given, monkeypatch=monkeypatch)
     assert status == 0
-    assert "activations are estimated for GPUs alone" in said
+    assert "activations are estimated for GPUs alone" in told
+
+
+def test_a_plan_of_4_bit_weights(tmp_path, monkeypatch):
+    values = {**LLAMA_3_8B, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "hello", "chosen": "a" * 4000, "rejected": "b"}])
+    given = f"--plan.only --plan.gpus 1 --data.train {tmp_path}/pairs.jsonl --model.name {tmp_path} --lora.rank 16"
+    given = [*given.split(), "--model.load", "4bit", "--lora.keep", "adapter"]
+    status, told = said(*given, "--plan.memory", "24", monkeypatch=monkeypatch)
+    assert status == 0
+    assert "4.5 GiB, 4-bit matrices, else bf16" in told
+    assert "it fits" in told
+    status, told = said(*given, "--plan.memory", "2", monkeypatch=monkeypatch)
+    assert status == 0
+    assert "no flags make it fit" in told, "fsdp cannot shard them: neither more GPUs nor the host's memory help"
+
+
+def test_a_configuration_alone_is_enough_for_a_plan(tmp_path, monkeypatch, capsys):
+    model, data = tmp_path / "model", tmp_path / "pairs.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps({**LLAMA_3_8B, "architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+    )
+    sides = [[f"word {i} and another", f"word {i}"] for i in range(8)]
+    write_rows(data, [{"prompt": "hello", "chosen": chosen, "rejected": rejected} for chosen, rejected in sides])
+    given = ["--model.name", str(model), "--data.train", str(data), "--cache-dir", str(tmp_path / "runs")]
+    status, told = said("--plan.only", *given, monkeypatch=monkeypatch)
+    assert status == 0
+    assert "has no tokenizer: tokens are guessed as bytes / 4" in told
+    texts = [f"<s>user: hello\n\nassistant: {side}</s>" for pair in sides for side in pair]
+    assert f"{sum(-(-len(text) // 4) for text in texts):,} flat" in told
+    assert said(*given, monkeypatch=monkeypatch)[0] == 2
+    refused = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    assert "no tokenizer is there; put its tokenizer.json beside config.json" in refused
 
 
 @pytest.mark.parametrize(
@@ -174,11 +229,18 @@ def test_a_folder_without_a_configuration(tmp_path, capsys):
     assert "no model configuration was found" in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
 
 
-def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys):
-    def full(*_):
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(run, "build_model"), (run, "distribute"), (run, "adamw"), (train, "train_step"), (train, "write_model")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_full_gpu_ends_the_program_with_status_2(tmp_path, monkeypatch, capsys, module, name):
+    """From where weights are read to where they are saved."""
+
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "train_step", full)
+    monkeypatch.setattr(module, name, full)
     rows = [{"prompt": f"reverse {word}", "chosen": word[::-1], "rejected": word} for word in ("abc", "lamb", "edge")]
     write_rows(tmp_path / "a.jsonl", rows)
     flags = ["--data.train", str(tmp_path / "a.jsonl"), "--batch.pairs", "2", "--data.workers", "1"]

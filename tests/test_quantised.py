@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rmkit.config import LoraConfig, ModelConfig, ParallelConfig, TrainConfig
+from rmkit.config import LoraConfig, ModelConfig, ParallelConfig, PlanConfig, TrainConfig
 from rmkit.distributed.sharding import _placed
 from rmkit.model import quantised
 from rmkit.model.pretrained import build_model, load_config
@@ -58,6 +58,14 @@ def test_a_machine_that_cannot_do_it_is_told_before_weights_are_read(monkeypatch
         quantised.check(asked(), 2)
     quantised.check(asked(parallel=ParallelConfig(strategy="ddp")), 2)
     quantised.check(TrainConfig(), 2)
+
+
+def test_a_plan_needs_nothing_here_but_gpus_that_can_do_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    quantised.check(asked(plan=PlanConfig(only=True, gpus=1, memory=80.0)), 1)
+    with pytest.raises(ValueError, match=r"^--model\.load 4bit: fsdp, .*set --parallel\.strategy ddp$"):
+        quantised.check(asked(plan=PlanConfig(only=True, gpus=2)), 1)
+    quantised.check(asked(plan=PlanConfig(only=True, gpus=2), parallel=ParallelConfig(strategy="ddp")), 1)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.bfloat16), ("fp32", torch.float32)])

@@ -213,15 +213,20 @@ def test_features_that_are_constant(tmp_path, capsys, monkeypatch):
     assert load_scorer(folder, device=CPU).trust is None
 
 
-def test_whatever_fails_after_training_the_model_is_saved(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("out of something"), "out of something"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the memory of the GPU is full"),
+    ],
+)
+def test_whatever_fails_after_training_the_model_is_saved(tmp_path, capsys, monkeypatch, error, why):
     def fails(*arguments):
-        raise RuntimeError("out of something")
+        raise error
 
     monkeypatch.setattr(trust, "posterior", fails)
     folder = fit(config(tmp_path), train=TRAIN, test=TEST).final
-    assert (
-        "no posterior and no temperature: out of something. The model is saved without them" in capsys.readouterr().out
-    )
+    assert f"no posterior and no temperature: {why}. The model is saved without them" in capsys.readouterr().out
     assert not (folder / storage.FILE).exists()
     load_scorer(folder, device=CPU)
 

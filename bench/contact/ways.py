@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from rmkit.config import ModelConfig, OptimConfig
+from rmkit.config import ModelConfig, OptimConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Way:
     rank: int = 0
     """Of LoRA; 0 trains all weights"""
     kernels: str = "auto"
+    deterministic: bool = False
     trl: bool = False
     """TRL's RewardTrainer instead, in bf16, 4 pairs at a time"""
 
@@ -35,6 +36,7 @@ WAYS = {
         Way(name="padded", needs=60, layout="padded"),
         Way(name="trl", needs=60, layout="padded", trl=True),
         Way(name="trie recomputed", needs=25, recomputed=True),
+        Way(name="trie deterministic", needs=47, deterministic=True),
         Way(name="trie, reference kernels", needs=47, kernels="reference"),
     ),
     "1b": (
@@ -84,6 +86,7 @@ def missing_flags(way: Way) -> str | None:
     asked = {
         "--model.compile": way.compiled and not _has(ModelConfig, "compile"),
         "--model.weights": way.weights != "fp32" and not way.rank and not _has(ModelConfig, "weights"),
+        "--deterministic": way.deterministic and not _has(TrainConfig, "deterministic"),
         "--optim.states": way.states != "fp32" and not _has(OptimConfig, "states"),
     }
     missing = [flag for flag, lacking in asked.items() if lacking]
@@ -97,6 +100,7 @@ def flags_of(way: Way) -> list[str]:
         flags += ["--model.compile", "on" if way.compiled else "off"]
     if _has(ModelConfig, "weights") and not way.rank:  # LoRA's base: as its checkpoint is, bf16
         flags += ["--model.weights", way.weights]
+    flags += ["--deterministic"] if way.deterministic else []
     if _has(OptimConfig, "states"):
         flags += ["--optim.states", way.states]
     if ModelConfig.__dataclass_fields__["gradient_checkpointing"].type is bool:

@@ -9,7 +9,7 @@ from rmkit.batch.lengths import Lengths, count
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import split
 from rmkit.batch.trie import PackedBatch, pack
-from rmkit.config import BatchConfig
+from rmkit.config import BatchConfig, Layout
 from rmkit.errors import UserError, flag
 
 BLOCK = 1 << 16
@@ -74,19 +74,24 @@ class Batches:
         return pack(sides, layout=self.config.layout, pad_token_id=self.pad_token_id, **comparison)
 
 
-def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
-    """ValueError, before training starts, where a single pair takes more than --batch.max-tokens."""
-    over, largest, worst = 0, 0, 0
+def tokens_of_each(pairs: TokenisedPairs, layout: Layout) -> np.ndarray:
+    """Tokens of each pair in a batch of its own, int32 [N]."""
+    found = np.empty(len(pairs), np.int32)
     for start in range(0, len(pairs), BLOCK):
         items = np.arange(start, min(start + BLOCK, len(pairs)))
-        tokens = count(pairs.lengths, items, items - start, len(items), config.layout).tokens
-        over += int((tokens > config.max_tokens).sum())
-        if tokens.max() > largest:
-            largest, worst = int(tokens.max()), start + int(tokens.argmax())
+        found[items] = count(pairs.lengths, items, items - start, len(items), layout).tokens
+    return found
+
+
+def check_budget(pairs: TokenisedPairs, config: BatchConfig) -> None:
+    """ValueError, before training starts, where a single pair takes more than --batch.max-tokens."""
+    tokens = tokens_of_each(pairs, config.layout)
+    over = int((tokens > config.max_tokens).sum())
     if over:
+        worst = int(tokens.argmax())
         over_budget = (
             f"{over} of {len(pairs)} pairs take more under {flag('batch.layout')} {config.layout}, the largest "
-            f"{largest} tokens ({pairs.source[worst]})"
+            f"{tokens[worst]} tokens ({pairs.source[worst]})"
         )
         hint = f"{over_budget}; raise the budget, or lower {flag('data.max_length')}"
         raise UserError("batch.max_tokens", config.max_tokens, hint)

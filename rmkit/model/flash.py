@@ -1,7 +1,7 @@
 """FlashAttention 2, which torch brings, or 3 in its place: which of them a training runs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch.nn.attention import activate_flash_attention_impl, restore_flash_atte
 from transformers import PretrainedConfig
 
 from rmkit.config import TrainConfig
-from rmkit.errors import UserError
+from rmkit.errors import UserError, brief
 
 Flash = Literal["fa2", "fa3"]
 
@@ -20,8 +20,11 @@ HOPPER = 9
 """Major compute capability of the GPUs that they are written for"""
 
 
-def chosen(config: TrainConfig, architecture: PretrainedConfig, device: torch.device) -> Flash | None:
-    """What --model.attention means here; None where neither applies. ValueError where what it asks for cannot be."""
+def chosen(
+    config: TrainConfig, architecture: PretrainedConfig, device: torch.device, say: Callable[[str], None]
+) -> Flash | None:
+    """What --model.attention means here; None where neither applies. ValueError where what it asks for cannot be. `say`
+    tells where auto leaves what is installed."""
     asked = config.model.attention
     if unfit := _unfit(config, architecture, device):
         if asked != "auto":
@@ -30,9 +33,12 @@ def chosen(config: TrainConfig, architecture: PretrainedConfig, device: torch.de
     if asked == "fa2":
         return "fa2"
     absent = _absent(device)
-    if absent and asked == "fa3":
-        raise UserError("model.attention", asked, f"{absent}; fa2 needs nothing more")
-    return "fa2" if absent else "fa3"
+    broken = None if absent else _broken()
+    if (lacks := absent or broken) and asked == "fa3":
+        raise UserError("model.attention", asked, f"{lacks}; fa2 needs nothing more")
+    if broken:
+        say(f"{broken}: FlashAttention 2 is used")
+    return "fa2" if lacks else "fa3"
 
 
 def _unfit(config: TrainConfig, architecture: PretrainedConfig, device: torch.device) -> str | None:
@@ -57,16 +63,23 @@ def _absent(device: torch.device) -> str | None:
     return None
 
 
+def _broken() -> str | None:
+    """Why what is installed cannot be used: it is for another build of torch, or without a backward pass."""
+    try:
+        activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError, OSError) as error:  # OSError: a library that cannot be loaded
+        return f"{PACKAGE} cannot be used ({brief(error)})"
+    restore_flash_attention_impl()
+    return None
+
+
 @contextlib.contextmanager
 def running(flash: Flash | None) -> Iterator[None]:
     """Within the block torch computes attention with it."""
     if flash != "fa3":
         yield
         return
-    try:
-        activate_flash_attention_impl("FA3")
-    except (ImportError, RuntimeError) as error:  # another build of torch, or without a backward pass
-        raise UserError("model.attention", "fa3", f"{PACKAGE} cannot be used ({error}); set fa2") from error
+    activate_flash_attention_impl("FA3")
     try:
         yield
     finally:

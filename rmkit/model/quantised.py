@@ -15,14 +15,15 @@ from rmkit.errors import UserError, flag
 
 
 def check(config: TrainConfig, processes: int) -> None:
-    """ValueError where this machine cannot do --model.load 4bit; known before any weights are read."""
+    """ValueError where this machine cannot do --model.load 4bit; known before any weights are read. A plan needs no GPU
+    here, but those that it is for have to do it."""
     if config.model.load != "4bit":
         return
-    if not torch.cuda.is_available():
+    if not config.plan.only and not torch.cuda.is_available():
         raise UserError("model.load", "4bit", "it needs a GPU, and there is none here; leave it out")
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not config.plan.only and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("model.load", "4bit", "bitsandbytes is not installed; pip install bitsandbytes")
-    if processes > 1 and config.parallel.strategy != "ddp":
+    if (config.plan.gpus or processes) > 1 and config.parallel.strategy != "ddp":
         hint = f"fsdp, the default of several GPUs, cannot shard 4-bit weights; set {flag('parallel.strategy')} ddp"
         raise UserError("model.load", "4bit", hint)
 

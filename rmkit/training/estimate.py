@@ -24,6 +24,10 @@ FLASH_ROWS = 128
 STATES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.0 + 8.0 / 256}
 """Bytes a trained parameter of Adam's two moments; in 8 bits each block of 256 has a float32 scale for either one"""
 
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight of 4 bits: its code, 8 bits of scale for each 64 of them, and a float32 for each 256 scales (QLoRA,
+arXiv:2305.14314, section 3, whose block sizes bitsandbytes has: 0.127 bits a parameter beside the 4)"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -130,6 +134,8 @@ class Way:
     """Of LoRA; 0 trains all weights"""
     targets: tuple[str, ...] = ()
     """Of LoRA: last names of linear layers; all where empty"""
+    four_bit: bool = False
+    """Whether the layers' matrices are kept in 4 bits, under LoRA; `weights` is what all else is kept in"""
     shards: int = 1
     """Devices among which the model is split; 1 without fsdp"""
     sharded: bool = False
@@ -151,6 +157,11 @@ class Way:
     def stream(self) -> int:
         """Bytes of a number in the residual stream: float32 but beside trained bf16 weights under bf16 arithmetic"""
         return 2 if self.bf16 and self.wide == 2 and not self.rank else 4
+
+    @property
+    def given(self) -> int:
+        """Bytes of a number that a matrix product gives: bitsandbytes makes it what its input was"""
+        return self.stream if self.four_bit else self.product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +218,18 @@ def _targets(shape: Shape, way: Way) -> dict[str, tuple[int, int]]:
     return {n: size for n, size in chosen.items() if not way.targets or n.rpartition(".")[2] in way.targets}
 
 
+def _stored(shape: Shape, way: Way) -> float:
+    """Bytes of the weights that a checkpoint brings."""
+    of_4_bits = shape.layers * shape.matrices if way.four_bit else 0
+    return (shape.parameters - of_4_bits) * way.wide + of_4_bits * NF4
+
+
 def memory(shape: Shape, way: Way, load: Load) -> Memory:
     """Bytes on one device at the peak of a training: the largest of the moments of `_moments`."""
     wide = way.wide
     updated = trained(shape, way)
     # LoRA's updates and the head are float32 whatever the weights are.
-    weights = (shape.parameters * wide + (4 * updated if way.rank else 0)) / way.shards
+    weights = (_stored(shape, way) + (4 * updated if way.rank else 0)) / way.shards
     gradients = updated * (4 if way.rank else wide) / way.shards
     states = updated * STATES[way.states] / way.shards
     host = 0.0
@@ -281,8 +298,8 @@ def _kept(shape: Shape, way: Way, load: Load) -> _Kept:
         attention += (4 + (c if full else 0)) * (Q + KV)
     # Queries, output, log-sum-exp; keys and values as attention gathers them
     attention += 2 * c * Q + 4 * shape.heads + 2 * c * KV * (load.gathered or T) / T
-    mlp += 3 * c * I  # gate, its activation, up
-    copied = c if c != way.wide and not way.sharded else 0
+    mlp += 3 * way.given * I  # gate, its activation, up
+    copied = c if c != way.wide and not way.sharded and not way.four_bit else 0
     return _Kept(attention * T, mlp * T, copied * shape.matrices, copied * H * I)
 
 
@@ -290,7 +307,7 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     """The moments that can be the peak, in the order in which they come."""
     T, H, Q, KV, I = load.tokens, shape.hidden, shape.queries, shape.keys, shape.mlp
     c, wide, full, kept = way.product, way.wide, not way.rank, _kept(shape, way, load)
-    r = way.stream
+    r, given = way.stream, way.given
     residual = r * H * T  # and as much for its gradient
     positions = 2 * r * (Q // shape.heads) * T  # cosines and sines
     # The layer before the last is the first whose backward pass runs on all tokens; those below it keep all, or their
@@ -306,12 +323,13 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
     last = begun + kept.copies + 2 * c * KV * (load.end_keys if rows else T)
     # Rotating queries: them (as wide as the stream once normed), times cosines, with halves exchanged, times sines,
     # while keys, values and the projections' input wait.
-    normed = r if shape.head_norms else c
-    rotated = ((normed + 3 * r) * Q + (normed + c) * KV + (4 + c if c < r else 0) * H) * T
+    normed = r if shape.head_norms else given
+    rotated = ((normed + 3 * r) * Q + (normed + given) * KV + (4 + c if c < r else 0) * H) * T
     rotated += (4 + c) * (Q + KV) * T if shape.head_norms else 0
-    # A matrix's gradient comes in the dtype of the product, and is then made that of the weight.
+    # A matrix's gradient comes in the dtype of the product, and is then made that of the weight. One of 4 bits is made
+    # as wide as the product for the gradient of its input, and let go.
     new = shape.largest * (c + (wide if wide != c and not way.sharded else 0)) if full else 0
-    new_down = H * I * c if full else 0
+    new, new_down = (shape.largest * c if way.four_bit else new), (H * I * c if full or way.four_bit else 0)
 
     def scratch(tokens: int, segments: int) -> int:
         return 4 * Q * (tokens + FLASH_ROWS * segments)  # of flash attention's backward pass, for dQ
@@ -329,11 +347,11 @@ def _moments(shape: Shape, way: Way, load: Load) -> list[_Moment]:
         _Moment("the embedding", root, positions + widened + residual),
         _Moment("forward, the last layer", layers, unfinished + begun + begun_copies + rotated),
         _Moment("backward, the last layer", layers, unfinished + last + max(new, scratch(rows, rows))),
-        _Moment("backward, MLP", layers + leaving, whole + residual + (c * H * (c < r) + c * I) * T + new_down),
+        _Moment("backward, MLP", layers + leaving, whole + residual + (c * H * (c < r) + given * I) * T + new_down),
         _Moment(
             "backward, MLP",
             layers + leaving + (new_down if way.sharded else 0),
-            whole + residual + 2 * c * I * T - kept.copy_down,
+            whole + residual + 2 * given * I * T - kept.copy_down + (new_down if way.four_bit else 0),
         ),
         _Moment(
             "backward, attention",

@@ -13,6 +13,7 @@ from rmkit.batch.pairs import TokenisedPairs, tokenise
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, source
 from rmkit.data.counts import Counts
+from rmkit.data.guess import BYTES, guess, no_tokenizer_in
 from rmkit.data.tokenizer import load_tokenizer
 from rmkit.distributed.collectives import ranks
 from rmkit.errors import UserError
@@ -65,7 +66,7 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
     family.check_training(config, architecture)
     lora.check(config.lora, architecture, name)
     head = None if from_scratch else saved_head(architecture, name)
-    tokenizer = demo.tokenizer() if from_scratch else load_tokenizer(tokenizer_of(name), say)
+    tokenizer = demo.tokenizer() if from_scratch else _tokenizer(config, tokenizer_of(name), say)
     if head is not None and pad_at_end(architecture, tokenizer) is not None:
         say(f"{PAD_AT_END.format(name=name)}. From here on it is trained on the last")
     max_length = config.data.max_length or min(family.context(architecture), DEFAULT_LENGTH, config.batch.max_tokens)
@@ -104,6 +105,15 @@ def read(config: TrainConfig, name: str, memory: Memory, say: Say) -> Inputs:
         held_out=test_set,
         counts={name: of_set.as_dict() for name, of_set in counts.items() if of_set.rows},
     )
+
+
+def _tokenizer(config: TrainConfig, name: str, say: Say) -> PreTrainedTokenizerBase:
+    if not no_tokenizer_in(name):
+        return load_tokenizer(name, say)
+    if not config.plan.only:
+        raise UserError("model.name", name, "no tokenizer is there; put its tokenizer.json beside config.json")
+    say(f"{name} has no tokenizer: tokens are guessed as bytes / {BYTES}, and so is what follows from them")
+    return guess()
 
 
 def check_rated(head: Head, train: TokenisedPairs) -> None:

@@ -16,6 +16,7 @@ from rmkit.batch.planner import pair_cost_of
 from rmkit.config import DEMO, TrainConfig
 from rmkit.distributed.collectives import rank, ranks
 from rmkit.distributed.sharding import strategy_on
+from rmkit.runtime import full
 from rmkit.training.cards import H100, rate_of
 from rmkit.training.estimate import Load, Memory, Shape, Way, memory, shape_of
 from rmkit.training.workload import SAMPLED, Workload, workload
@@ -28,8 +29,6 @@ AT_START = 8
 """Steps that a training plans before it says what it takes"""
 LORA_RANK = 16
 Say = Callable[[str], None]
-FULL = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What errors say of a full GPU, besides torch.OutOfMemoryError"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,8 @@ class Plan:
         parts = f"weights {gib(m.weights)}, gradients {gib(m.gradients)}, Adam {gib(m.states)}"
         parts += f", gathered {gib(m.gathered)}" if m.gathered else ""
         of = f" of {d.memory:.1f}" if d.memory else ""
-        roughly = "" if self.shape.counted else " roughly"
+        # No peak with 4-bit weights was ever counted: bitsandbytes needs a GPU.
+        roughly = "" if self.shape.counted and not self.way.four_bit else " roughly"
         return f"memory, estimated{roughly}: {gib(m.peak)}{of} on each GPU ({parts}, activations {gib(m.activations)})"
 
     @property
@@ -129,9 +129,11 @@ class Plan:
         way, n, load = self.way, self.devices.count, self.workload.load
         lists: list[list[tuple[tuple[str, ...], dict[str, Any]]]] = [[((), {})] for _ in range(7)]
         offload, gpus, lora, weights, states, budgets, again = lists
-        if not way.offload:
+        splits = not way.four_bit  # fsdp cannot shard 4-bit weights
+        if splits and not way.offload:
             offload.append((("--parallel.cpu-offload",), {"offload": True, "sharded": True}))
-        gpus += [(("with", f"{n * k} GPUs"), {"shards": way.shards * k, "sharded": True}) for k in (2, 4, 8)]
+        more = (2, 4, 8) if splits else ()
+        gpus += [(("with", f"{n * k} GPUs"), {"shards": way.shards * k, "sharded": True}) for k in more]
         if not way.rank and self.config.model.name != DEMO:
             frozen = {"weights": "bf16"} if self.stored_bf16 and self.config.model.weights == "auto" else {}
             lora.append((("--lora.rank", str(LORA_RANK)), {"rank": LORA_RANK, **frozen}))
@@ -222,6 +224,7 @@ def _way(config: TrainConfig, devices: Devices, stored_bf16: bool) -> Way:
         recompute=model.gradient_checkpointing == "on",
         rank=config.lora.rank,
         targets=config.lora.targets,
+        four_bit=model.load == "4bit",
         shards=max(1, n // max(1, parallel.replicate)) if sharded else 1,
         sharded=sharded,
         offload=parallel.cpu_offload,
@@ -251,8 +254,8 @@ def told_if_full(plan: Plan) -> Iterator[None]:
     be waiting for this one in a collective, where nothing can be agreed on with them."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in FULL):
+    except (RuntimeError, ValueError) as error:  # ValueError: what says that weights could not be loaded, and why
+        if full(error) != "GPU":
             raise
         # What was tried did not fit, whatever its estimate: there may be others on the GPU, or holes in its memory.
         offer = next(plan.offers(below=0.9 * plan.memory.peak), None)

@@ -42,7 +42,7 @@ def _size(plan: Plan) -> list[tuple[str, str]]:
 def _memory(plan: Plan) -> list[tuple[str, str]]:
     m, way = plan.memory, plan.way
     rows = [
-        ("weights", f"{gib(m.weights)}, {way.weights}"),
+        ("weights", f"{gib(m.weights)}, {'4-bit matrices, else ' if way.four_bit else ''}{way.weights}"),
         ("gradients", gib(plan.gradients)),
         ("Adam's states", f"{gib(m.states)}, {way.states}"),
     ]

@@ -105,18 +105,19 @@ def start(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], No
     config = planned.config
     loading = replace(config, model=replace(config.model, name=name))
     device = accelerator.device
-    kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device))
+    kernel = agreed(lambda: flash.chosen(config, inputs.architecture, device, say))
     compiled = family.tested(inputs.architecture) and agreed(lambda: compiler.wanted(config.model.compile, device))
-    model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
-    if compiled:
-        compiler.compile_layers(model, repeatable=config.deterministic)
-        say("the decoder layers are compiled: the first steps take longer than the others")
-    wrapped = distribute(model, config.parallel, accelerator)
-    if name != DEMO and (checked := verify(model, tokenizer, Path(name))):
-        say(checked)
-    optimizer = adamw(model, config.optim, config.seed)
-    if weights is not None:
-        agreed(lambda: training_state.load(weights / "training", model, optimizer))
+    with plan.told_if_full(planned):
+        model = agreed(lambda: build_model(loading, inputs.architecture, len(tokenizer), tokenizer.pad_token_id, say))
+        if compiled:
+            compiler.compile_layers(model, repeatable=config.deterministic)
+            say("the decoder layers are compiled: the first steps take longer than the others")
+        wrapped = distribute(model, config.parallel, accelerator)
+        if name != DEMO and (checked := verify(model, tokenizer, Path(name))):
+            say(checked)
+        optimizer = adamw(model, config.optim, config.seed)
+        if weights is not None:
+            agreed(lambda: training_state.load(weights / "training", model, optimizer))
 
     def batches(pairs: TokenisedPairs) -> Batches:
         return Batches(

@@ -19,6 +19,7 @@ from rmkit.distributed.sharding import gathered
 from rmkit.errors import brief
 from rmkit.model import probability
 from rmkit.model.posterior import Posterior, posterior
+from rmkit.runtime import full
 from rmkit.storage.checkpoint import Progress
 from rmkit.storage.trust import Trust
 from rmkit.training.run import Run
@@ -40,7 +41,8 @@ def worth(run: Run, progress: Progress, say: Say) -> Trust | None:
     try:
         return _worth(run, progress, say)
     except Exception as error:  # whatever it is: the model is trained, and is to be saved
-        say(f"no posterior and no temperature: {brief(error)}. The model is saved without them")
+        why = f"the memory of the {whose} is full" if (whose := full(error)) else brief(error)
+        say(f"no posterior and no temperature: {why}. The model is saved without them")
         return None
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rmkit.batch.build import Batches
+from rmkit.batch.build import Batches, tokens_of_each
 from rmkit.batch.lengths import Counts, count, joined
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.batch.planner import epoch_order
@@ -38,7 +38,8 @@ class Workload:
 
 
 def workload(batches: Batches, config: TrainConfig, at_most: int = SAMPLED) -> Workload:
-    """What a training of these pairs computes, told of its first epoch, which is like the others."""
+    """What a training of these pairs computes, told of its first epoch, which is like the others. Where no more than
+    some steps are planned, so is that of the longest pair, for the largest microbatch alone."""
     pairs: TokenisedPairs = batches.items
     order = epoch_order(pairs.group, 0, config)
     starts = np.arange(0, len(order), config.batch.pairs)
@@ -47,11 +48,12 @@ def workload(batches: Batches, config: TrainConfig, at_most: int = SAMPLED) -> W
     chosen = starts[:steps]
     if len(chosen) > at_most:
         chosen = chosen[np.linspace(0, len(chosen) - 1, at_most).astype(int)]
+    known, longest = set(chosen.tolist()), _start_of_longest(batches, order, config.batch.pairs, steps)
     compared = pairs.labels["compared"] > 0  # a rated response stands alone: it has one side
     sides = pairs.lengths.length[pairs.lengths.place].astype(np.int64)
     both = sides[:, 0] + np.where(compared, sides[:, 1], 0)
     sums, most, planned, microbatches = np.zeros(5), Load.of_nothing(), 0, 0
-    for start in chosen.tolist():
+    for start in [*chosen.tolist(), *({longest} - known)]:
         indices = order[start : start + config.batch.pairs]
         parts = batches.split(indices)
         found = _counted(batches, [part for of_rank in parts for part in of_rank])
@@ -59,6 +61,8 @@ def workload(batches: Batches, config: TrainConfig, at_most: int = SAMPLED) -> W
         if largest.tokens > most.tokens:
             most = replace(largest, microbatches=most.microbatches)
         most = replace(most, microbatches=max(most.microbatches, len(parts[0])))
+        if start not in known:
+            continue
         planned, microbatches = planned + len(indices), microbatches + len(parts[0])
         of_step = [(load.tokens, load.pairs, load.ends, load.end_keys) for load in found]
         sums += [int(both[indices].sum()), *np.sum(of_step, 0)]
@@ -75,6 +79,12 @@ def workload(batches: Batches, config: TrainConfig, at_most: int = SAMPLED) -> W
         microbatches=microbatches / len(chosen),
         load=most,
     )
+
+
+def _start_of_longest(batches: Batches, order: np.ndarray, pairs: int, steps: int) -> int:
+    """Where in `order` the step begins that has the longest pair of all `steps`."""
+    seen = order[: steps * pairs]
+    return int(tokens_of_each(batches.items, batches.config.layout)[seen].argmax()) // pairs * pairs
 
 
 def _counted(batches: Batches, parts: list[np.ndarray]) -> list[Load]:
