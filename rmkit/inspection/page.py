@@ -26,6 +26,7 @@ def page(found: dict[str, Any], suspects: list[Row]) -> str:
         data=", ".join(found["data"]),
         test=", ".join(found["test"]),
         model=found["model"] or "",
+        judged=found["suspects"] is not None,
         key_figures=report.key_figures(found),
         stands_out=list(report.stands_out(found)),
         heads=report.TABLES,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rmkit.data.counts import in_words
+from rmkit.inspection.noise import LEAST
 from rmkit.inspection.oddities import ODDITIES
 
 Found = dict[str, Any]
@@ -40,9 +41,8 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
                 f"{round(tokens['padded']):,} padded ({tokens['tokenizer']}; of {tokens['sampled_pairs']:,} pairs)",
             )
         )
-    figures += [
-        (name, accuracy(floor) if floor else "too few pairs or words") for name, floor in found["floors"].items()
-    ]
+    why = "no pair has a preferred side" if duplicates["ties"] == found["pairs"] else "too few pairs or words"
+    figures += [(name, accuracy(floor) if floor else why) for name, floor in found["floors"].items()]
     if shared := found["shared"]:
         figures.append(
             (
@@ -77,8 +77,11 @@ def rate(share: Found) -> str:
 
 def noises(noise: Found) -> str:
     """Both estimates of the share of wrong labels."""
-    both = f"{rate(noise['mixture'])}; confident learning {rate(noise['confident'])}"
-    return f"{both}; at most {noise['at_most']:.1%}"
+    first, high = rate(noise["mixture"]), noise["mixture"]["high"]
+    if noise["none_found"]:
+        to = f"; interval to {high:.1%}" if high > LEAST else ""
+        first = f"none found (under {LEAST:.1%}{to})"
+    return f"{first}; confident learning {rate(noise['confident'])}; at most {noise['at_most']:.1%}"
 
 
 def stands_out(found: Found) -> Iterator[str]:
@@ -118,6 +121,11 @@ def stands_out(found: Found) -> Iterator[str]:
         yield (
             f"the head is right on {judged['accuracy']['accuracy']:.0%} of pairs that it has not seen: too weak a "
             "judge to take the estimates of label noise, or single suspects, at their word"
+        )
+    if judged and not judged["blind"] and judged["noise"]["none_found"] and judged["asked"] is None:
+        yield (
+            f"no label noise was found, so no pair is a suspect; the head disagrees with {judged['disagreed']:,} "
+            "labels, and --suspects N lists the N worst"
         )
     for row in judged["subsets"] if judged else ():
         if row["hurts"]:
