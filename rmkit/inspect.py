@@ -2,7 +2,7 @@
 
 Leaves OUT/ with inspect.json and inspect.html, which opens without a network; with --model also suspects.jsonl, the
 pairs whose label is least probable, and kept.jsonl, a file for --data.train. Digests stand for texts, so that millions
-of pairs are read in one pass; what is measured on a sample says so.
+of pairs are read in one pass; what is measured on a sample says so. Scripts are told apart, languages are not.
 """
 
 import sys

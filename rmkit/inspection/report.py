@@ -6,6 +6,7 @@ from typing import Any
 from rmkit.data.counts import in_words
 from rmkit.inspection.noise import LEAST
 from rmkit.inspection.oddities import ODDITIES
+from rmkit.inspection.subsets import level
 
 Found = dict[str, Any]
 WEAK = 0.8
@@ -49,7 +50,7 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
                 "shared with test",
                 f"{shared['pairs']:,} of {shared['test_pairs']:,} pairs, {shared['prompts']:,} of "
                 f"{shared['test_prompts']:,} prompts"
-                + (f", {near['prompts']:,} nearly" if (near := shared["near"]) else ""),
+                + (f"; near: prompts, {near['prompts']:,}" if (near := shared["near"]) else ""),
             )
         )
     if judged := found["suspects"]:
@@ -100,7 +101,7 @@ def stands_out(found: Found) -> Iterator[str]:
     if n := duplicates["cycles"]["pairs"]:
         yield f"pairs on a cycle (A > B > C > A): {n:,}, such as {duplicates['cycles']['examples'][0]}"
     if shared and (shared["pairs"] or shared["prompts"] or (shared["near"] and shared["near"]["prompts"])):
-        near = f", {shared['near']['prompts']:,} more nearly" if shared["near"] else ""
+        near = f"; near: {shared['near']['prompts']:,} more prompts" if shared["near"] else ""
         yield (
             f"test is not held out: {shared['pairs']:,} of its {shared['test_pairs']:,} pairs and "
             f"{shared['prompts']:,} of its {shared['test_prompts']:,} prompts stand in training too{near}"
@@ -129,7 +130,9 @@ def stands_out(found: Found) -> Iterator[str]:
         )
     for row in judged["subsets"] if judged else ():
         if row["hurts"]:
-            yield f"subset {row['name']} hurts: without it the head is {row['gain']:.1%} better on the others"
+            tried = sum(other["gain"] is not None for other in judged["subsets"])
+            among = f" (the interval at {level(tried):.2%}, for {tried} subsets tried)" if tried > 1 else ""
+            yield f"subset {row['name']} hurts: without it the head is {row['gain']:.1%} better on the others{among}"
 
 
 def tables(found: Found) -> dict[str, list[list[str]]]:
