@@ -23,7 +23,9 @@ from rmkit.model.posterior import posterior
 from rmkit.storage import trust as storage
 from rmkit.train import main
 from rmkit.training import trust
+from rmkit.training.metrics import CLOCK_KEYS
 from support import ranks
+from support.page_reader import text_of
 from support.pairs_of import tokenised
 
 CPU = torch.device("cpu")
@@ -88,6 +90,8 @@ def test_the_temperatures_are_those_of_the_held_out_pairs(final):
     assert scorer.trust.temperature == pytest.approx(probability.temperature(x @ w), rel=1e-3)
     assert scorer.trust.temperature_with_se == pytest.approx(probability.temperature(x @ w, 1.0, se), rel=1e-3)
     assert scorer.trust.held_out_pairs == len(TEST)
+    page = text_of((final.parent / "report.html").read_text())
+    assert f"temperature {scorer.trust.temperature:.3f} (fitted on {len(TEST)} of these pairs" in page
 
 
 def test_the_classifier_stays_an_ordinary_one(final):
@@ -111,11 +115,10 @@ def test_off_leaves_nothing_and_changes_nothing_else(final, tmp_path):
     assert {path.name for path in final.iterdir()} - {path.name for path in off.iterdir()} == names
     assert (off / "model.safetensors").read_bytes() == (final / "model.safetensors").read_bytes()
     assert "trust" not in json.loads((off / "rmkit.json").read_text())
-    clocks = ("examples_per_second", "tokens_per_second", "seconds")
 
     def lines(folder: Path) -> list[dict]:
         read = map(json.loads, (folder.parent / "metrics.jsonl").read_text().splitlines())
-        return [{key: value for key, value in line.items() if key not in clocks} for line in read]
+        return [{key: value for key, value in line.items() if key not in CLOCK_KEYS} for line in read]
 
     assert lines(off) == lines(final)
     scorer = load_scorer(off, device=CPU)
