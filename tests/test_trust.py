@@ -90,6 +90,8 @@ def test_the_temperatures_are_those_of_the_held_out_pairs(final):
     assert scorer.trust.temperature == pytest.approx(probability.temperature(x @ w), rel=1e-3)
     assert scorer.trust.temperature_with_se == pytest.approx(probability.temperature(x @ w, 1.0, se), rel=1e-3)
     assert scorer.trust.held_out_pairs == len(TEST)
+    size = (final / storage.FILE).stat().st_size
+    assert f"`posterior.safetensors` ({size / 1e3:,.1f} kB)" in (final / "README.md").read_text()
     page = text_of((final.parent / "report.html").read_text())
     assert f"temperature {scorer.trust.temperature:.3f} (fitted on {len(TEST)} of these pairs" in page
 
