@@ -2,7 +2,7 @@
 
 Leaves OUT/ with inspect.json and inspect.html, which opens without a network; with --model also suspects.jsonl, the
 pairs whose label is least probable, and kept.jsonl, a file for --data.train. Digests stand for texts, so that millions
-of pairs are read in one pass; what is measured on a sample says so.
+of pairs are read in one pass; what is measured on a sample says so. Scripts are told apart, languages are not.
 """
 
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -60,13 +61,13 @@ def inspect(config: InspectConfig, console: Console) -> int:
         "suspects": None,
         "notes": notes,
     }
-    listed, kept = [], []
+    listed, kept = [], None
     if scorer is not None:
         listed, kept, found["suspects"] = suspects_of(pairs, scorer, config, note)
     found["seconds"] = time.perf_counter() - began
     found["environment"] = runtime.environment(torch.device("cpu") if scorer is None else scorer.model.device, 1)
     show(found, listed, terminal)
-    write(Path(config.out), found, listed, kept if scorer is not None else None)
+    write(Path(config.out), found, listed, kept)
     terminal.say(f"written to {config.out}: {', '.join(sorted(path.name for path in Path(config.out).iterdir()))}")
     return 0
 
@@ -132,14 +133,21 @@ def measure(pairs: Read, config: InspectConfig) -> dict[str, Any]:
 
 def suspects_of(
     pairs: Read, scorer: Scorer, config: InspectConfig, note: Say
-) -> tuple[list[Row], Iterable[Row], dict[str, Any]]:
-    """Rows of suspects.jsonl, rows of kept.jsonl, and what inspect.json tells of them."""
+) -> tuple[list[Row], Iterable[Row] | None, dict[str, Any] | None]:
+    """Rows of suspects.jsonl, rows of kept.jsonl, and what inspect.json tells of them; nothing, and a note, where there
+    are too few pairs for a model to judge."""
     from rmkit.inspection import suspects
 
     sample, facts = pairs.sample, pairs.facts
     longest = min(config.max_length or features.LONGEST, scorer.max_length)
-    at, x = features.of_pairs(sample, scorer, longest, note)
-    judged = suspects.judge(sample, facts, at, x, config.seed, config.suspects)
+    try:
+        rows = np.array(sample.rows, np.int64)
+        suspects.enough(facts["prompt"][rows[facts["preferred"][rows] != 0]])  # before the model reads them
+        at, x = features.of_pairs(sample, scorer, longest, note)
+        judged = suspects.judge(sample, facts, at, x, config.seed, config.suspects)
+    except suspects.TooFew as error:
+        note(f"{error}; suspects.jsonl and kept.jsonl are left out")
+        return [], None, None
     whole: Iterable[Row] = sample.pairs
     if len(sample.pairs) < len(facts):
         note(f"{len(sample.pairs):,} of {len(facts):,} pairs were judged; kept.jsonl has the others as they are")

@@ -167,10 +167,10 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
             scores, skipped = partial.scores(order, chunk_bounds(starts))
             bad = json.loads((partial.folder / "index.json").read_text())["bad"]
             counts: Counter[str] = Counter({"bad rows: left out": bad} if bad else {})
-            known = (None, None)
-            if scorer.trust is not None and scorer.trust.posterior is not None:
-                known = Errors(partial, order, chunk_bounds(starts)), scorer.trust
-            written = write(records(config, file, scores, counts, *known), config.output, partial.folder)
+            errors, trust = None, scorer.trust if tells_probabilities(scorer) else None
+            if trust is not None and trust.posterior is not None:
+                errors = Errors(partial, order, chunk_bounds(starts))
+            written = write(records(config, file, scores, counts, errors, trust), config.output, partial.folder)
             partial.remove()
         report(config, terminal, scores, {**skipped, **counts}, written, rate, time.perf_counter() - began)
 
@@ -179,9 +179,15 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
     return 0
 
 
+def tells_probabilities(scorer: Scorer) -> bool:
+    """Whether the model's folder says what a margin is worth: by a posterior, by a temperature, or by both."""
+    trust = scorer.trust
+    return trust is not None and (trust.posterior is not None or trust.temperature is not None)
+
+
 def check_posterior(config: LabelConfig, scorer: Scorer) -> None:
     """ValueError where --min-confidence asks a model that cannot tell how sure it is."""
-    if config.min_confidence is not None:
+    if config.min_confidence is not None and not tells_probabilities(scorer):
         try:
             scorer.posterior()
         except ValueError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,14 @@ from rmkit.terminal import Terminal
 
 LONGEST = 100
 """Characters of the names in a file's name that is made of them."""
+
+FIGURES = ("best\naccuracy", "95 % interval", "at\nstep", "steps", "time")
+
+USUAL = 80
+"""Columns of a terminal from which on a figure stays on one line."""
+
+NAME = 20
+"""Columns that a run's name, with the space around it, can be put into."""
 
 
 def runs(config: RunsConfig, console: Console) -> int:
@@ -94,24 +103,48 @@ def list_runs(cache: Path, terminal: Terminal) -> None:
 
 
 def show(held: list[RunFolder], terminal: Terminal) -> None:
-    """The table of some runs; of the flags only those in which they differ."""
-    differing = settings.differing([run.config for run in held])
-    table = Table(box=box.SIMPLE)
-    for name, right in (("run", False), ("best accuracy", True), ("95 % interval", True), ("at step", True)):
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for name in ("steps", "time"):
-        table.add_column(name, justify="right")
-    table.add_column("what differs", overflow="fold")
-    for i, run in enumerate(held):
-        share, interval, step, *_, steps, seconds = comparison.summary(run)
-        of_run = [f"{name.removeprefix('--')}={values[i]}" for name, values in differing.items()]
-        state = {"finished": "", "running": " (running)", "stopped": " (stopped)"}[run.state]
-        cells = (run.name + state, share, interval, step, steps, seconds, plain(", ".join(of_run)))
-        table.add_row(*(Text(cell) for cell in cells))
-    terminal.console.print(table)
+    """The table of some runs; of the flags only those in which they differ, in a table of their own where one of both
+    would be wider than the terminal."""
+    console, differing = terminal.console, settings.differing([run.config for run in held])
+    names = [run.name + {"finished": "", "running": " (running)", "stopped": " (stopped)"}[run.state] for run in held]
+    figures = [_figures(run) for run in held]
+    values = [
+        plain("\n".join(f"{flag.removeprefix('--')}={of_runs[i]}" for flag, of_runs in differing.items()))
+        for i in range(len(held))
+    ]
+    both = _table(names, console, figures, values if differing else None)
+    natural = Measurement.get(console, console.options.update(max_width=10**6), both).maximum
+    if not differing or natural <= console.width:
+        console.print(both)
+    else:
+        console.print(_table(names, console, figures))
+        console.print(_table(names, console, None, values))
     for run in held:
         for note in run.notes:
             terminal.say(f"{run.name}: {plain(note)}")
+
+
+def _figures(run: RunFolder) -> list[str]:
+    share, interval, step, *_, steps, seconds = comparison.summary(run)
+    return [share, interval, step, steps, seconds]
+
+
+def _table(
+    names: list[str], console: Console, figures: list[list[str]] | None = None, values: list[str] | None = None
+) -> Table:
+    """Names of runs with their figures, with what differs in them, or with both. A figure is never broken on a terminal
+    of `USUAL` columns or more, nor is a value that leaves `NAME` for a name: the name is."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("run", overflow="fold")
+    for name in FIGURES if figures else ():
+        table.add_column(name, justify="right", no_wrap=console.width >= USUAL)
+    if values:
+        longest = max(len(line) for value in values for line in value.split("\n"))
+        table.add_column("what differs", overflow="fold", no_wrap=longest + NAME <= console.width)
+    for i, name in enumerate(names):
+        cells = [name, *(figures[i] if figures else ()), *([values[i]] if values else ())]
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def page_of_one(run: RunFolder, terminal: Terminal) -> None:

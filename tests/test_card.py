@@ -91,6 +91,15 @@ def test_calibration_stands_beside_the_temperature():
     assert card.count("\n\n\n") == 0
 
 
+def test_the_posterior_is_named_where_there_is_one():
+    assert "posterior.safetensors" not in made()
+    text = " ".join(made(posterior=2_345_678).split())
+    assert "`posterior.safetensors` (2.3 MB) is a Gaussian posterior of the score head" in text
+    assert "servers leave it alone (`model.safetensors.index.json` does not name it), and without it" in text
+    assert "leave it alone, and without it" in " ".join(made(posterior=4_321, adapter="base").split())
+    assert "(4.3 kB)" in made(posterior=4_321)
+
+
 def test_flags_are_those_that_were_given():
     assert flags(RUN) == [
         "--model.name base",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmkit.evaluation import scores, trust
+from rmkit.evaluation import metrics, scores, trust
 from rmkit.model.posterior import Posterior, posterior
 from rmkit.storage.trust import Trust
 
@@ -50,6 +50,14 @@ def test_the_temperature_mends_what_is_too_sure():
     assert found["auroc_wrong"]["difference_se"] == 0.5
     assert found["auroc_wrong"]["confidence"] == found["auroc_wrong"]["margin"] > 0.6
     assert found["risk_coverage"]["confidence"]["area"] == found["risk_coverage"]["margin"]["area"]
+
+
+def test_the_closing_table_says_what_the_temperature_was_fitted_on():
+    margin = np.random.default_rng(0).normal(1, 2, 50)
+    rows = dict(metrics._trusted(trust.measure(margin, None, Trust(temperature=2.0, held_out_pairs=1234))))
+    told = "fitted on 1,234 held-out pairs of training; on these very pairs it is a fit, not a forecast"
+    assert rows["its temperature"] == told
+    assert "its temperature" not in dict(metrics._trusted(trust.measure(margin, None, None)))
 
 
 def test_a_model_that_says_nothing_of_itself_is_judged_by_its_margins():

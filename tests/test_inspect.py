@@ -67,6 +67,8 @@ def test_without_a_model_everything_planted_is_counted(world, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "test is not held out: 1 of its 2 pairs" in out
     assert "pairs on a cycle (A > B > C > A): 3" in out
+    assert "1 of 2 prompts; near: prompts, 0" in " ".join(out.split())
+    assert "Scripts alone are told apart" in (tmp_path / "out" / "inspect.html").read_text()
 
 
 def test_a_causal_lm_without_a_head_gives_suspects_and_a_file_to_train_on(world, tmp_path):
@@ -142,7 +144,6 @@ def test_what_is_read_is_not_overwritten(world, tmp_path, capsys):
         ([], [], "the file is empty"),
         ([row("p", "a", "a")], [], "no pair is left to look at"),
         ([{"text": "a"}], [], "no pair is left to look at"),
-        ([row("p", "a", "b")], ["--model", "{world}/rm"], "1 pairs on 1 prompts are too few"),
         ([row("p", "a", "b")], ["--model", "{world}"], "no model configuration was found"),
         ([row("p", "a", "b")], ["--tokenizer", "{world}"], "--tokenizer"),
         ([row("p", "a", "b")], ["--test", "{file}"], "nothing is held out"),
@@ -164,6 +165,30 @@ def test_one_pair_alone_is_told_of(tmp_path):
     found = json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert found["pairs"] == 1
     assert found["floors"]["bag of words"] is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([row("p", "a", "b")], "1 pairs with a preferred side, on 1 prompts, are too few"),
+        (
+            [row(f"p{i}", "a", "b", target=0.5) for i in range(30)],
+            "0 pairs with a preferred side, on 0 prompts, are too few",
+        ),
+    ],
+)
+def test_too_few_pairs_for_a_model_keep_the_tables_without_one(world, tmp_path, capsys, rows, said):
+    file = written(tmp_path / "few.jsonl", rows)
+    assert main([str(file), "--model", str(world / "rm"), "--out", str(tmp_path / "out")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{said} to judge one another; need 20 on at least 5 prompts; suspects.jsonl and kept.jsonl are" in printed
+    assert ("longer wins no pair has a preferred side" in printed) == (len(rows) > 1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["inspect.html", "inspect.json"]
+    found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert (found["pairs"], found["suspects"]) == (len(rows), None)
+    page = " ".join(read((tmp_path / "out" / "inspect.html").read_text()).words)
+    assert "not judged" in page
+    assert "Suspects" not in page
 
 
 @pytest.mark.parametrize("flags", [["--suspects", "3"], ["--write", "weight"], ["--pairs", "3"], ["--max-length", "1"]])

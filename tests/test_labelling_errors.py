@@ -14,6 +14,7 @@ from rmkit.labelling import errors
 from rmkit.labelling.partial import PartialScores
 from rmkit.scorer import load_scorer
 from rmkit.storage.export import write_model
+from rmkit.storage.trust import FILE
 from support.saved import CONFIG, TOKENIZER, drawn, drawn_trust, small
 
 CPU = torch.device("cpu")
@@ -27,6 +28,10 @@ def world(tmp_path_factory) -> Path:
     worth = drawn_trust(model)
     write_model(model, TOKENIZER, CONFIG, 77, folder / "rm", None, worth)
     write_model(model, TOKENIZER, CONFIG, 77, folder / "plain", None, replace(worth, posterior=None))
+    write_model(model, TOKENIZER, CONFIG, 77, folder / "bare")
+    untold = replace(worth, temperature=None, temperature_with_se=None)
+    write_model(model, TOKENIZER, CONFIG, 77, folder / "emptied", None, untold)
+    (folder / "emptied" / FILE).unlink()
     rows = [{"prompt": f"say {i}", "responses": [f"{r}{i}" for r in RESPONSES]} for i in range(12)]
     (folder / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -99,10 +104,26 @@ def test_prompts_with_too_many_samples_are_counted(world, tmp_path, capsys, monk
     )
 
 
-def test_a_model_without_a_posterior(world, tmp_path, capsys):
-    found = labelled(world, tmp_path / "f.jsonl", "--feedback", "pairwise", model="plain")
+def test_a_temperature_alone_gives_probabilities(world, tmp_path):
+    asked = ("--feedback", "pairwise", "--pairing", "all")
+    found = labelled(world, tmp_path / "f.jsonl", *asked, model="plain")
+    assert len(found) == 12 * 6
+    for row in found:
+        assert "difference_se" not in row
+        margin = abs(row["reward_A"] - row["reward_B"])
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-margin / 2.0)), rel=1e-6)
+    assert not any("reward_se" in row for row in labelled(world, tmp_path / "s.jsonl", model="plain"))
+    limit = float(np.median([row["probability"] for row in found]))
+    some = labelled(world, tmp_path / "g.jsonl", *asked, "--min-confidence", str(limit), model="plain")
+    assert some == [row for row in found if row["probability"] >= limit]
+    assert 0 < len(some) < len(found)
+
+
+@pytest.mark.parametrize("model", ["bare", "emptied"])
+def test_a_model_with_neither_posterior_nor_temperature(world, tmp_path, capsys, model):
+    found = labelled(world, tmp_path / "f.jsonl", "--feedback", "pairwise", model=model)
     assert not {"probability", "difference_se"} & found[0].keys()
-    asked = ["--model", str(world / "plain"), str(world / "s.jsonl"), str(tmp_path / "g.jsonl")]
+    asked = ["--model", str(world / model), str(world / "s.jsonl"), str(tmp_path / "g.jsonl")]
     assert main([*asked, "--feedback", "pairwise", "--min-confidence", "0.7"]) == 2
     told = " ".join(line.strip("\u2502 ") for line in capsys.readouterr().err.splitlines())
     assert "--min-confidence 0.7: the model has no posterior of its head" in told

@@ -39,6 +39,12 @@ def test_an_interval_is_by_prompts():
     assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
 
 
+@pytest.mark.parametrize("centre", [4.0, 1.0])
+def test_no_wrong_labels_are_no_share_of_them(centre):
+    margin = np.random.default_rng(0).normal(centre, 1.0, 5000)
+    assert noise.none_found(noise.mixture(margin)[0])
+
+
 def test_margins_that_say_nothing_give_no_nan():
     for margin in (np.zeros(30), np.ones(30), -np.ones(30)):
         e, m, s = noise.mixture(margin)

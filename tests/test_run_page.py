@@ -8,6 +8,7 @@ import pytest
 
 from rmkit.pages import run_page
 from rmkit.pages.folder import opened
+from rmkit.pages.verdicts import calibration
 from support.page_reader import EVIL, read, text_of
 from support.run_of import write_run
 
@@ -50,6 +51,23 @@ def test_page_tells_figures_curves_settings_and_pairs(tmp_path):
     held_out = opened(run).held_out
     first, second = (text.index(f"prompt {i} ") for i in held_out.worst)
     assert first < second, "the most wrong pair comes first"
+
+
+def test_a_temperature_and_what_it_mends_on_the_pairs_it_was_fitted_on(tmp_path):
+    run = write_run(tmp_path, "r")
+    assert "of these pairs" not in text_of(paged(run))
+    contract = run / "FINAL" / "rmkit.json"
+    contract.write_text(json.dumps({"trust": {"temperature": 2.5, "held_out_pairs": 31}}))
+    text, error = text_of(paged(run)), calibration(opened(run).held_out.margin / 2.5)["ece"]
+    assert "temperature 2.500 (fitted on 31 of these pairs; probability sigmoid(margin / temperature))" in text
+    assert f"calibration error with it {error:.4f} (fitted on 31 of these pairs, so a fit and not a forecast)" in text
+    assert "of these pairs" not in text_of(paged(run, running=True)), "that FINAL is of before"
+    for held in ("{", "[]", "{}", '{"trust": null}', '{"trust": {"temperature": null, "held_out_pairs": 0}}'):
+        contract.write_text(held)
+        assert "of these pairs" not in text_of(paged(run))
+    for value in ("0", "-1", "NaN", "Infinity"):
+        contract.write_text(f'{{"trust": {{"temperature": {value}, "held_out_pairs": 31}}}}')
+        assert "of these pairs" not in text_of(paged(run))
 
 
 def test_every_text_of_a_run_is_text(tmp_path):

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from rmkit.pages import comparison
+from rmkit.pages.folder import opened
 from rmkit.runs import main
 from rmkit.storage.lock import is_locked, locked
 from support.run_of import write_run
@@ -16,9 +17,13 @@ from support.run_of import write_run
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
+    columns(monkeypatch, 160)
+
+
+def columns(monkeypatch, count: int) -> None:
     # rich asks the terminal unless it has both. Its own name for the environment: datasets.map with processes puts a
     # copy in the place of os.environ, which rich, loaded before, never sees.
-    monkeypatch.setattr("rich.console.Console._environ", {**os.environ, "COLUMNS": "160", "LINES": "100"})
+    monkeypatch.setattr("rich.console.Console._environ", {**os.environ, "COLUMNS": str(count), "LINES": "100"})
 
 
 def told(capsys, *arguments: str, status: int = 0) -> str:
@@ -51,6 +56,29 @@ def test_the_list_has_each_run_with_what_differs(tmp_path, capsys):
         if "loss/eval" in row
     )
     assert f"{best:.4f}" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_no_interval_and_no_value_is_broken(tmp_path, capsys, monkeypatch, width):
+    columns(monkeypatch, width)
+    write_run(tmp_path, "harmless-1e-5-a-long-name-of-a-run", lr=1e-3, steps=2000)
+    second = write_run(tmp_path, "second", lr=2e-3, final=False)
+    held = json.loads((second / "config.json").read_text())
+    held["model"]["name"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    (second / "config.json").write_text(json.dumps(held))
+    assert main(["--cache-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    intervals = [comparison.summary(opened(path))[1] for path in sorted(tmp_path.iterdir())]
+    values = ("optim.lr=0.001", "optim.lr=0.002", "model.name=HuggingFaceTB/SmolLM2-135M-Instruct", "2,000")
+    for whole in (*intervals, *values):
+        assert any(whole in line for line in printed.splitlines()), whole
+    assert any(line.split()[-1:] == ["optim.lr=0.001"] for line in printed.splitlines()), "a line each"
+
+
+def test_of_one_run_nothing_differs(tmp_path, capsys):
+    run = write_run(tmp_path, "first")
+    assert "what differs" not in told(capsys, str(run))
 
 
 @pytest.mark.parametrize("made", [True, False])

@@ -20,6 +20,24 @@ def test_the_subset_with_turned_labels_hurts():
     assert rows[0]["low"] > 0.0
 
 
+def test_of_twelve_harmless_subsets_none_hurts_for_being_tried():
+    alone, corrected = 0, 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(480, 10)) + 0.4 * np.eye(10)[0]
+        subset, group = np.arange(480) % 12, np.arange(480)
+        fitted = cross_fitted(x, group, seed)
+        rows = subsets.measure(x, group, subset, list("abcdefghijkl"), fitted, fitted.margin < 0)
+        alone += any(row["low"] > 0 for row in rows)
+        corrected += any(row["hurts"] for row in rows)
+    assert (alone > 0, corrected) == (True, 0)
+
+
+def test_one_subset_alone_is_judged_at_95_per_cent():
+    assert subsets.level(1) == subsets.level(0) == 0.95
+    assert subsets.level(12) == 1 - 0.05 / 12
+
+
 def test_small_subsets_are_not_judged():
     x, _ = features(60, 5, 0.0, 0)
     fitted = cross_fitted(scaled(x), np.arange(60), 0)

@@ -10,6 +10,7 @@ import rmkit.training.page as of_training
 from rmkit import BatchConfig, EvalConfig, OptimConfig, SaveConfig, TrainConfig, fit, load_scorer
 from rmkit.data.cache import features
 from rmkit.pages import heldout
+from rmkit.training.record import process_gib
 from support.page_reader import EVIL, read, text_of
 from support.pairs_of import tokenised
 from support.victim import lines
@@ -49,7 +50,7 @@ def test_page_is_there_while_it_trains_and_at_the_end(trained):
     assert "It is being trained: step 0 of 4" in seen[0][1]
     assert "Finished after 4 steps" in seen[-1][1]
     page = (result.final.parent / "report.html").read_text()
-    assert read(page).tags.count("svg") == 10
+    assert read(page).tags.count("svg") == 11
     assert "rows in memory" in page
     assert "8" in page
 
@@ -70,6 +71,18 @@ def test_env_says_what_was_read_and_how_many_steps_there_are(trained):
     env = json.loads((trained[0].final.parent / "env.json").read_text())
     assert env["steps"] == 4
     assert {name: of_set["pairs"] for name, of_set in env["data"].items()} == {"train": 8, "test": 5}
+
+
+def test_on_a_cpu_memory_is_that_of_the_process(trained):
+    written = (trained[0].final.parent / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, written) if "loss/train" in line]
+    held = [line["memory/process_gib"] for line in steps]
+    assert 0.01 < held[0] <= held[-1]
+    assert held[-1] <= process_gib() < 1024
+    assert not any("memory/peak_gib" in line for line in steps)
+    page = text_of((trained[0].final.parent / "report.html").read_text())
+    assert f"peak memory {held[-1]:.1f} GiB of the first rank's process" in page
+    assert "Memory of the process" in page
 
 
 def test_resume_goes_on_with_the_same_page(trained, tmp_path):

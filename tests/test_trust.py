@@ -24,7 +24,9 @@ from rmkit.pages.verdicts import calibration
 from rmkit.storage import trust as storage
 from rmkit.train import main
 from rmkit.training import trust
+from rmkit.training.metrics import CLOCK_KEYS
 from support import ranks
+from support.page_reader import text_of
 from support.pairs_of import tokenised
 
 CPU = torch.device("cpu")
@@ -92,6 +94,10 @@ def test_the_temperatures_are_those_of_the_held_out_pairs(final):
     found = calibration(x @ w)
     told = f"margin d, ten bins)\n{found['ece']:.4f}, Brier score {found['brier']:.4f} (a coin: 0.25). Divided by"
     assert told in (final / "README.md").read_text()
+    size = (final / storage.FILE).stat().st_size
+    assert f"`posterior.safetensors` ({size / 1e3:,.1f} kB)" in (final / "README.md").read_text()
+    page = text_of((final.parent / "report.html").read_text())
+    assert f"temperature {scorer.trust.temperature:.3f} (fitted on {len(TEST)} of these pairs" in page
 
 
 def test_the_classifier_stays_an_ordinary_one(final):
@@ -115,11 +121,10 @@ def test_off_leaves_nothing_and_changes_nothing_else(final, tmp_path):
     assert {path.name for path in final.iterdir()} - {path.name for path in off.iterdir()} == names
     assert (off / "model.safetensors").read_bytes() == (final / "model.safetensors").read_bytes()
     assert "trust" not in json.loads((off / "rmkit.json").read_text())
-    clocks = ("examples_per_second", "tokens_per_second", "seconds")
 
     def lines(folder: Path) -> list[dict]:
         read = map(json.loads, (folder.parent / "metrics.jsonl").read_text().splitlines())
-        return [{key: value for key, value in line.items() if key not in clocks} for line in read]
+        return [{key: value for key, value in line.items() if key not in CLOCK_KEYS} for line in read]
 
     assert lines(off) == lines(final)
     scorer = load_scorer(off, device=CPU)

@@ -219,6 +219,9 @@ def _trusted(t: dict) -> list[tuple[str, str]]:
     rows, last = [], t["calibration"]["posterior"] or t["calibration"]["temperature"]
     if last is not None:
         rows.append(("calibrated", f"loss {last['loss']:.4f}, calibration error {last['ece']:.4f}"))
+        if t["temperature"] is not None:
+            pairs = f"{t['temperature_pairs']:,} held-out pairs of training"
+            rows.append(("its temperature", f"fitted on {pairs}; on these very pairs it is a fit, not a forecast"))
     area, found = t["risk_coverage"]["margin"], t["auroc_wrong"]
     rows.append(("risk-coverage area", f"{area['area']:.4f} by |margin| (chance {area['chance']:.4f})"))
     if found["confidence"] is not None:

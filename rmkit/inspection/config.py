@@ -39,7 +39,7 @@ class InspectConfig:
     """A reward model (what rmkit.train leaves in FINAL/) or a causal LM, whose features tell which labels are suspect.
     One that was trained on these very pairs has seen their labels, and finds fewer."""
     test: Annotated[tuple[str, ...], arg(aliases=["--data.test"])] = ()
-    """Held-out pairs: what they share with DATA is counted, exactly, and nearly by MinHash."""
+    """Held-out pairs: what they share with DATA is counted exactly; near (by MinHash): prompts alone."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer that tokens are counted with; by default the model's, else the demo's."""
     columns: tuple[str, ...] = ()
@@ -52,9 +52,11 @@ class InspectConfig:
     """A row that cannot be read stops the run, or is left out, counted and listed."""
     write: Write = "drop"
     """What kept.jsonl, a file for --data.train, makes of suspects. drop: they are left out.
-    weight, target: they are kept, with the probability that their label is right as that."""
+    weight, target: they are kept, with the probability that their label is right as that.
+    It is by the estimated noise; with --suspects by what the head alone says of a pair."""
     suspects: Annotated[int | None, arg(metavar="N")] = None
-    """How many pairs are suspects; by default as many as the estimated label noise says."""
+    """How many pairs are suspects, the worst.
+    By default as many as the estimated label noise says, if their label is likely wrong."""
     pairs: Annotated[int, arg(metavar="N")] = 20_000
     """Most pairs that the model reads, and that words are counted in; 0: all.
     A larger set is sampled by whole prompts."""

@@ -25,7 +25,8 @@ import numpy as np
 from rmkit.pages.verdicts import sigmoid
 
 LEAST, MOST = 1e-3, 0.5
-"""Bounds of the share of wrong labels: at more than half, right and wrong would change names"""
+"""Bounds of the share of wrong labels: at the lower one none was found, at more than half right and wrong would change
+names"""
 STEPS = 200
 RESAMPLED = 100
 """Bootstrap samples of prompts for an interval"""
@@ -45,6 +46,12 @@ def mixture(margin: np.ndarray) -> tuple[float, float, float]:
         if abs(e - before) < 1e-7:
             break
     return e, m, s
+
+
+def none_found(share: float) -> bool:
+    """Whether a share that `mixture` gave stands at its lower bound: it is then no estimate, and P(right | d) by it is
+    near 1 for every pair, however wrong the head finds its label."""
+    return share <= LEAST
 
 
 def right_given(margin: np.ndarray, e: float, m: float, s: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What is odd about one pair, seen from its text alone: scripts, roles, and answers that seem to be cut off.
 
-Scripts are those of Unicode's character names ("CYRILLIC SMALL LETTER A"); CJK, Hiragana and Katakana are told apart.
+Of languages nothing is told: German beside English is no oddity. Scripts are those of Unicode's character names
+("CYRILLIC SMALL LETTER A"); CJK, Hiragana and Katakana are told apart.
 """
 
 import re
@@ -15,8 +16,8 @@ ODDITIES = {
     "system message late": "a system message after the first message",
     "empty turn": "a message of the prompt without text",
     "answer of no assistant": "an answer that does not end in an assistant's message",
-    "script differs from prompt": "an answer in another script than its prompt",
-    "scripts of answers differ": "two answers in different scripts",
+    "script differs from prompt": "an answer in another script than its prompt (scripts, not languages)",
+    "scripts of answers differ": "two answers in different scripts (scripts, not languages)",
     "chosen seems cut off": "a long chosen answer that ends in the middle of a sentence",
     "rejected seems cut off": "a long rejected answer that ends in the middle of a sentence",
 }

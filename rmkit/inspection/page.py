@@ -26,6 +26,7 @@ def page(found: dict[str, Any], suspects: list[Row]) -> str:
         data=", ".join(found["data"]),
         test=", ".join(found["test"]),
         model=found["model"] or "",
+        judged=found["suspects"] is not None,
         key_figures=report.key_figures(found),
         stands_out=list(report.stands_out(found)),
         heads=report.TABLES,
@@ -46,7 +47,7 @@ def _examples(found: dict[str, Any]) -> dict[str, list[str]]:
         "contradictory": duplicates["contradictory"]["examples"],
         "on a cycle, each preferred to the next": duplicates["cycles"]["examples"],
         "in test and in training": shared["examples"] if shared else [],
-        "prompts of test that are nearly one of training": shared["near"]["examples"]
+        "near: prompts of test that are nearly one of training": shared["near"]["examples"]
         if shared and shared["near"]
         else [],
     }

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rmkit.data.counts import in_words
+from rmkit.inspection.noise import LEAST
 from rmkit.inspection.oddities import ODDITIES
+from rmkit.inspection.subsets import level
 
 Found = dict[str, Any]
 WEAK = 0.8
@@ -40,16 +42,15 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
                 f"{round(tokens['padded']):,} padded ({tokens['tokenizer']}; of {tokens['sampled_pairs']:,} pairs)",
             )
         )
-    figures += [
-        (name, accuracy(floor) if floor else "too few pairs or words") for name, floor in found["floors"].items()
-    ]
+    why = "no pair has a preferred side" if duplicates["ties"] == found["pairs"] else "too few pairs or words"
+    figures += [(name, accuracy(floor) if floor else why) for name, floor in found["floors"].items()]
     if shared := found["shared"]:
         figures.append(
             (
                 "shared with test",
                 f"{shared['pairs']:,} of {shared['test_pairs']:,} pairs, {shared['prompts']:,} of "
                 f"{shared['test_prompts']:,} prompts"
-                + (f", {near['prompts']:,} nearly" if (near := shared["near"]) else ""),
+                + (f"; near: prompts, {near['prompts']:,}" if (near := shared["near"]) else ""),
             )
         )
     if judged := found["suspects"]:
@@ -77,8 +78,11 @@ def rate(share: Found) -> str:
 
 def noises(noise: Found) -> str:
     """Both estimates of the share of wrong labels."""
-    both = f"{rate(noise['mixture'])}; confident learning {rate(noise['confident'])}"
-    return f"{both}; at most {noise['at_most']:.1%}"
+    first, high = rate(noise["mixture"]), noise["mixture"]["high"]
+    if noise["none_found"]:
+        to = f"; interval to {high:.1%}" if high > LEAST else ""
+        first = f"none found (under {LEAST:.1%}{to})"
+    return f"{first}; confident learning {rate(noise['confident'])}; at most {noise['at_most']:.1%}"
 
 
 def stands_out(found: Found) -> Iterator[str]:
@@ -97,7 +101,7 @@ def stands_out(found: Found) -> Iterator[str]:
     if n := duplicates["cycles"]["pairs"]:
         yield f"pairs on a cycle (A > B > C > A): {n:,}, such as {duplicates['cycles']['examples'][0]}"
     if shared and (shared["pairs"] or shared["prompts"] or (shared["near"] and shared["near"]["prompts"])):
-        near = f", {shared['near']['prompts']:,} more nearly" if shared["near"] else ""
+        near = f"; near: {shared['near']['prompts']:,} more prompts" if shared["near"] else ""
         yield (
             f"test is not held out: {shared['pairs']:,} of its {shared['test_pairs']:,} pairs and "
             f"{shared['prompts']:,} of its {shared['test_prompts']:,} prompts stand in training too{near}"
@@ -119,9 +123,16 @@ def stands_out(found: Found) -> Iterator[str]:
             f"the head is right on {judged['accuracy']['accuracy']:.0%} of pairs that it has not seen: too weak a "
             "judge to take the estimates of label noise, or single suspects, at their word"
         )
+    if judged and not judged["blind"] and judged["noise"]["none_found"] and judged["asked"] is None:
+        yield (
+            f"no label noise was found, so no pair is a suspect; the head disagrees with {judged['disagreed']:,} "
+            "labels, and --suspects N lists the N worst"
+        )
     for row in judged["subsets"] if judged else ():
         if row["hurts"]:
-            yield f"subset {row['name']} hurts: without it the head is {row['gain']:.1%} better on the others"
+            tried = sum(other["gain"] is not None for other in judged["subsets"])
+            among = f" (the interval at {level(tried):.2%}, for {tried} subsets tried)" if tried > 1 else ""
+            yield f"subset {row['name']} hurts: without it the head is {row['gain']:.1%} better on the others{among}"
 
 
 def tables(found: Found) -> dict[str, list[list[str]]]:

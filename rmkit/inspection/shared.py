@@ -1,4 +1,5 @@
-"""What test pairs have in common with training pairs: exactly by digests, nearly by MinHash.
+"""What test pairs have in common with training pairs: exactly by digests; prompts, and they alone, also nearly by
+MinHash.
 
 Near: the prompts' sets of three-word runs overlap by `NEAR` or more (Jaccard). MinHash (Broder, 1997) with locality
 sensitive hashing, from `datasketch`, finds candidates among all training prompts in one pass; each is then compared

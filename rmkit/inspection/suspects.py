@@ -29,7 +29,7 @@ class Judged:
     margin: np.ndarray
     """float64 [N]: out of sample, positive where the head agrees with the label"""
     is_right: np.ndarray
-    """float64 [N]: P(label is right), by the estimated noise"""
+    """float64 [N]: P(label is right), by the estimated noise, or P(chosen wins) where `judge` says so"""
     suspects: np.ndarray
     """int64: positions among the N, the least probable label first"""
     found: dict[str, Any]
@@ -39,23 +39,31 @@ class Judged:
 def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int, asked: int | None = None) -> Judged:
     """Cross-fit the head on features x [N, H] (chosen less rejected) of the pairs `at` of the sample, and judge each.
 
-    As many pairs are suspects as the mixture's estimate of wrong labels says, but none whose label the head agrees
-    with, and none at all where the head is no better than a coin; `asked` sets another number. Raises UserError where
-    nothing can be fitted.
+    As many pairs are suspects as the mixture's estimate of wrong labels says, but none whose label is more likely right
+    than wrong by that estimate, and none at all where it found no wrong labels, or the head is no better than a coin.
+    `asked` sets another number, the worst.
+
+    The mixture says how probable the label of a suspect is that it counted. Where their number is asked for, or the
+    mixture found none, its prior would call nearly every label right; then it is P(chosen wins), what the head alone
+    says of a pair that it has not seen: one that it is sure to be the other way round gets little weight.
+    Raises TooFew where there are too few pairs, another UserError where nothing else can be fitted.
     """
     rows = np.array(sample.rows, np.int64)[at]
     preferred, prompt = facts["preferred"][rows], facts["prompt"][rows]
     decided = np.flatnonzero(preferred)
     at, rows, x, prompt = at[decided], rows[decided], x[decided] * preferred[decided, None], prompt[decided]
-    check(x, prompt)
+    enough(prompt)
+    check(x)
     fitted = linear.cross_fitted(x, prompt, seed)
     rates = noise.estimate(fitted.margin, prompt, seed)
     e, m, s = noise.mixture(fitted.margin)
+    none_found = noise.none_found(e)
+    is_right = noise.right_given(fitted.margin, e, m, s)
     worst = np.argsort(fitted.margin, kind="stable")
     disagreed = int((fitted.margin < 0).sum())
     accuracy = share(linear.right(fitted.margin), prompt)
     blind = accuracy["low"] <= 0.5
-    estimated = 0 if blind else min(round(rates["mixture"]["share"] * len(at)), disagreed)
+    estimated = 0 if blind or none_found else min(round(e * len(at)), int((is_right < 0.5).sum()))
     count = estimated if asked is None else min(asked, len(at))
     suspects = worst[:count]
     suspect = np.zeros(len(at), bool)
@@ -67,21 +75,31 @@ def judge(sample: Sample, facts: Facts, at: np.ndarray, x: np.ndarray, seed: int
         "l2": fitted.l2,
         "accuracy": accuracy,
         "blind": blind,
-        "noise": {**rates, "at_most": 1 - accuracy["low"]},
+        "noise": {**rates, "none_found": none_found, "at_most": 1 - accuracy["low"]},
         "disagreed": disagreed,
         "suspects": count,
+        "asked": asked,
         "subsets": subsets.measure(x, prompt, facts["subset"][rows], facts.subsets.list, fitted, suspect),
     }
-    is_right = noise.right_given(fitted.margin, e, m, s)
+    if asked is not None or none_found:
+        is_right = sigmoid(fitted.margin)
     return Judged(at=at, margin=fitted.margin, is_right=is_right, suspects=suspects, found=found)
 
 
-def check(x: np.ndarray, prompt: np.ndarray) -> None:
-    """UserError where no head can be fitted and judged."""
+class TooFew(UserError):
+    """Too few pairs to judge one another: nothing is wrong with the model, and all that needs none can be told."""
+
+
+def enough(prompt: np.ndarray) -> None:
+    """TooFew where the pairs with a preferred side, one for each digest in `prompt`, cannot be dealt into folds."""
     prompts = len(np.unique(prompt))
-    if len(x) < MIN_PAIRS or prompts < linear.FOLDS:
-        hint = f"{len(x)} pairs on {prompts} prompts are too few to judge one another; need {MIN_PAIRS} on at least "
-        raise UserError("", None, f"{hint}{linear.FOLDS} prompts. Leave out --model for what needs none")
+    if len(prompt) < MIN_PAIRS or prompts < linear.FOLDS:
+        hint = f"{len(prompt)} pairs with a preferred side, on {prompts} prompts, are too few to judge one another"
+        raise TooFew("", None, f"{hint}; need {MIN_PAIRS} on at least {linear.FOLDS} prompts")
+
+
+def check(x: np.ndarray) -> None:
+    """UserError where no head can be fitted on these features."""
     if not np.isfinite(x).all():
         raise UserError("model.name", None, "its end states are not finite; look at its weights")
     if not np.abs(x).max() > 0:

@@ -51,7 +51,7 @@ class LabelConfig:
     pairwise: gap that a pair must exceed, by default 0."""
     min_confidence: Annotated[float | None, arg(metavar="P")] = None
     """pairwise: leave out, and count, pairs whose better side wins with a probability under P,
-    by the temperature and the posterior in the model's folder."""
+    by the temperature or the posterior in the model's folder, or both."""
     seed: int = 0
     """Draws the random pairs, and which of a pair is output_A."""
     split: Annotated[str | None, arg(metavar="NAME")] = None

@@ -30,8 +30,8 @@ def records(
     """The feedback records of all samples whose score, float32 [N], is not NaN, in the order of the input.
 
     What makes no record is counted in `counts`, by reason. The file is read once and never held as a whole. `errors`
-    and `trust` are those of a model with a posterior: records get reward_se, those of pairs probability and
-    difference_se.
+    are those of a model with a posterior: records get reward_se, those of pairs difference_se. `trust` is that of one
+    with a posterior, a temperature or both: those of pairs get probability.
     """
     one_each = config.feedback in ("scalar", "binary")
     for values in (_of_samples if one_each else _of_prompts)(config, file, scores, counts, errors, trust):

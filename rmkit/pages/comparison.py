@@ -108,6 +108,7 @@ def _charts(runs: list[RunFolder]) -> list[Chart]:
         over("Learning rate", "learning rate", "counters/lr", False, y_range=(0.0, None)),
         over("Speed", "pairs/s", "examples_per_second", False, y_range=(0.0, None)),
         over("Memory", "peak GiB, first rank", "memory/peak_gib", False, y_range=(0.0, None)),
+        over("Memory of the process", "peak GiB, first rank", "memory/process_gib", False, y_range=(0.0, None)),
     ]
     return [each for each in charts if each is not None]
 

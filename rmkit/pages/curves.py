@@ -13,6 +13,7 @@ STEP_KEYS = (
     *("counters/updates", "counters/examples", "counters/lr", "loss/train", "grad_norm"),
     *(f"rewards_train/{name}" for name in ("accuracies", "margins", "chosen", "rejected")),
     *("examples_per_second", "tokens_per_second", "tokens/flat", "tokens/computed", "tokens/mfu", "memory/peak_gib"),
+    "memory/process_gib",
 )
 """What is kept of the line of a step; NaN where a line has none"""
 

@@ -1,6 +1,7 @@
 """A run folder as pages see it: whatever can be read of it, and sentences for what cannot."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,9 @@ class RunFolder:
     env: dict[str, Any]
     held_out: heldout.HeldOut | None
     state: State
+    temperature: tuple[float, int] | None = None
+    """What FINAL/rmkit.json divides margins by, and how many of the held-out pairs it was fitted on; None while it
+    trains, and where nothing was fitted"""
     notes: list[str] = field(default_factory=list)
     """What could not be read, in sentences"""
 
@@ -82,7 +86,26 @@ def gathered(
     held_out = held_out or heldout.read(path)
     if held_out is None and curves.evaluations:
         notes.append("There is no heldout.jsonl: calibration, length and the worst pairs are not known.")
-    return RunFolder(path=path, curves=curves, config=config, env=env, held_out=held_out, state=state, notes=notes)
+    return RunFolder(
+        path=path,
+        curves=curves,
+        config=config,
+        env=env,
+        held_out=held_out,
+        state=state,
+        temperature=_temperature(path / "FINAL" / "rmkit.json") if state == "finished" else None,
+        notes=notes,
+    )
+
+
+def _temperature(file: Path) -> tuple[float, int] | None:
+    """Temperature and pairs of a saved model's contract, which has none where these pairs did not tell one."""
+    try:
+        trust = json.loads(file.read_text(encoding="utf-8"))["trust"]
+        value, pairs = float(trust["temperature"]), int(trust["held_out_pairs"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return (value, pairs) if 0.0 < value < math.inf else None
 
 
 def _object(file: Path, notes: list[str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def page(run: RunFolder) -> str:
         status=status(run),
         tiles=_tiles(run),
         charts=training_charts.of_steps(run),
-        held_out=held_out and _held_out(held_out),
+        held_out=held_out and _held_out(held_out, run.temperature),
         data=_data(run.env.get("data")),
         changed=settings.changed(run.config),
         others=settings.unchanged(run.config),
@@ -80,13 +80,13 @@ def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     seen = curves["counters/examples"]
     pairs = f"{int(seen[-1]):,} pairs seen, " if len(seen) and np.isfinite(seen[-1]) else ""
     found.append(("time in training", clock(curves.seconds), f"{pairs}{curves.steps:,} steps"))
-    memory = curves["memory/peak_gib"]
-    if np.isfinite(memory).any():
-        found.append(("peak memory", f"{np.nanmax(memory):.1f} GiB", "of the first rank"))
+    for key, words in (("memory/peak_gib", "of the first rank"), ("memory/process_gib", "of the first rank's process")):
+        if np.isfinite(memory := curves[key]).any():
+            found.append(("peak memory", f"{np.nanmax(memory):.1f} GiB", words))
     return found
 
 
-def _held_out(held: HeldOut) -> dict[str, Any] | None:
+def _held_out(held: HeldOut, temperature: tuple[float, int] | None) -> dict[str, Any] | None:
     """Calibration, length and the worst pairs of the last evaluation."""
     if len(held.margin) == 0:
         return None
@@ -95,6 +95,7 @@ def _held_out(held: HeldOut) -> dict[str, Any] | None:
         ("pairs", f"{len(held.margin):,}"),
         ("Brier score", f"{measured['brier']:.4f} (a coin: 0.25)"),
         ("expected calibration error", f"{measured['ece']:.4f}"),
+        *_with_temperature(held.margin, temperature),
         ("accuracy at like length (length alone has 0.5)", _at_like_length(held.margin > 0, longer)),
         ("accuracy where the longer conversation is chosen", _share(held.margin[longer > 0] > 0)),
         ("accuracy where the shorter conversation is chosen", _share(held.margin[longer < 0] > 0)),
@@ -108,6 +109,19 @@ def _held_out(held: HeldOut) -> dict[str, Any] | None:
         "wrong": f"{int((held.margin <= 0).sum()):,}",
         "worst": [_pair(held, i) for i in held.worst],
     }
+
+
+def _with_temperature(margin: np.ndarray, temperature: tuple[float, int] | None) -> list[tuple[str, str]]:
+    """The temperature of the saved model, and calibration with it: on pairs that it was fitted on, not a forecast."""
+    if temperature is None:
+        return []
+    value, pairs = temperature
+    fitted = f"fitted on {pairs:,} of these pairs"
+    error = calibration(margin / value)["ece"]
+    return [
+        ("temperature", f"{value:.3f} ({fitted}; probability sigmoid(margin / temperature))"),
+        ("calibration error with it", f"{error:.4f} ({fitted}, so a fit and not a forecast)"),
+    ]
 
 
 def _share(right: np.ndarray) -> str:

@@ -75,6 +75,7 @@ def of_steps(run: RunFolder) -> list[Chart]:
             note="Tokens that the layout did not compute, of those of all conversations written out in full.",
         ),
         over_steps("Memory", "peak GiB, first rank", of("memory/peak_gib"), zero=True),
+        over_steps("Memory of the process", "peak GiB, first rank", of("memory/process_gib"), zero=True),
         over_steps("Share of the peak rate", "MFU", of("tokens/mfu"), zero=True),
     ]
     return [each for each in charts if each is not None]

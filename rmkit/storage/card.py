@@ -67,9 +67,11 @@ def text(
     max_length: int,
     labels: int = 1,
     adapter: str | None = None,
+    posterior: int | None = None,
 ) -> str:
     """The card as Markdown. `row` is the label that is the reward, None where it is a sum of several; the weights are
-    `dtype`. `labels` is how many there are, `adapter` the base of what is no whole model."""
+    `dtype`. `labels` is how many there are, `adapter` the base of what is no whole model, `posterior` the bytes of
+    the file of that name, None without one."""
     config = card.config
     base = _public(config.model.name)
     library = "transformers" if adapter is None else "peft"
@@ -102,6 +104,7 @@ def text(
         temperature=card.temperature,
         calibration=card.calibration,
         calibrated=card.calibrated,
+        posterior=posterior and _size(posterior),
         flags=_plain(" ".join(flags(config)) or "(all by default)"),
         max_length=max_length,
         model_type=model_type,
@@ -146,6 +149,11 @@ def interval(accuracy: float, pairs: int) -> tuple[float, float]:
     middle = (accuracy + z * z / (2 * pairs)) / (1 + z * z / pairs)
     half = z / (1 + z * z / pairs) * math.sqrt(accuracy * (1 - accuracy) / pairs + (z / (2 * pairs)) ** 2)
     return middle - half, middle + half
+
+
+def _size(count: int) -> str:
+    """Bytes in MB, few of them in kB."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def _on_hub(name: str) -> bool:

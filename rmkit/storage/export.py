@@ -93,7 +93,9 @@ def write_model(
             if worth is not None and rank() == 0:
                 flush(_write_trust(worth, taken, partial))
             if card is not None and rank() == 0:
-                (partial / "README.md").write_text(_card(card, taken), encoding="utf-8")
+                made = worth is not None and worth.posterior is not None
+                posterior = (partial / trust.FILE).stat().st_size if made else None
+                (partial / "README.md").write_text(_card(card, taken, posterior), encoding="utf-8")
                 flush([partial / "README.md"])
             if beside is not None:
                 flush(write(beside, partial / "adapter"))
@@ -121,7 +123,7 @@ def _write_index(taken: Snapshot, folder: Path) -> Path:
     return file
 
 
-def _card(card: Card, taken: Snapshot) -> str:
+def _card(card: Card, taken: Snapshot, posterior: int | None) -> str:
     contract = taken.contract
     return text_of_card(
         card,
@@ -131,6 +133,7 @@ def _card(card: Card, taken: Snapshot) -> str:
         max_length=contract["max_length"],
         labels=len(contract["head"]["labels"]),
         adapter=taken.adapter and str(taken.adapter["base_model_name_or_path"]),
+        posterior=posterior,
     )
 
 

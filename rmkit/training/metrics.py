@@ -13,8 +13,12 @@ from rmkit.errors import brief
 from rmkit.runtime import environment
 from rmkit.storage.atomic import written_file
 
-CLOCK_KEYS = ("examples_per_second", "tokens_per_second", "seconds", "tokens/mfu", "memory/peak_gib")
-"""Keys of metrics.jsonl that depend on the clock or on the GPU; all others repeat bit for bit."""
+CLOCK_KEYS = (
+    *("examples_per_second", "tokens_per_second", "seconds", "tokens/mfu"),
+    *("memory/peak_gib", "memory/process_gib"),
+)
+"""Keys of metrics.jsonl that depend on the clock, on the GPU or on the memory of the machine; all others repeat bit for
+bit."""
 
 
 class Metrics:

@@ -1,6 +1,8 @@
 """What a training reports: measurements of a step and their line of metrics.jsonl, the result, the closing table."""
 
+import resource
 import signal
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,8 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """What a GPU tells of itself: memory at its peak, and how much of its peak rate is used. On a CPU, nothing."""
+    """What a GPU tells of itself: memory at its peak, and how much of its peak rate is used. On a CPU, the peak of
+    the process."""
 
     plan: Plan
     device: torch.device
@@ -66,9 +69,17 @@ class Meter:
         read = {}
         if self.device.type == "cuda":
             read["memory/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        elif self.device.type == "cpu":
+            read["memory/process_gib"] = process_gib()
         if self.rate:
             read["tokens/mfu"] = flops / seconds / self.rate
         return read
+
+
+def process_gib() -> float:
+    """The most memory that this process has held, libraries and data with it, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
