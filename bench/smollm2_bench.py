@@ -1,6 +1,6 @@
 """A real pretrained model on real pairs: the recipe runs/smollm2_hh.sh, and TRL's RewardTrainer on the same pairs.
 
-    python bench/smollm2_bench.py --data FOLDER     # train.jsonl and test.jsonl; 40 minutes of two quiet cores
+    python bench/smollm2_bench.py --data FOLDER     # train.jsonl and test.jsonl; half an hour of two quiet cores
 
 TRL trains the same pretrained weights with the same rank, learning rate and schedule, on the same 16 pairs a step; its
 merged model is judged by `rmkit.evaluate` as the recipe's is. The floors are those that the recipe's inspection finds
@@ -27,7 +27,7 @@ from rmkit import runtime
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs"
-MAX_LENGTH, PAIRS, STEPS, RANK, LR = 192, 16, 32, 16, 3e-4
+MAX_LENGTH, PAIRS, STEPS, RANK, LR = 192, 16, 20, 16, 3e-4
 """As in the recipe."""
 
 

@@ -11,11 +11,11 @@ python bench/smollm2.py runs/smollm2
 # What is in the pairs, and what counting lengths and words reaches: a reward model has to beat these floors.
 python -m rmkit.inspect "$data/train.jsonl" --test "$data/test.jsonl" --tokenizer runs/smollm2 \
     --out runs/smollm2-inspect --overwrite
-# 32 steps in the order of the file, 512 pairs: TRL is given the same ones in the benchmark. More steps do more.
+# 20 steps in the order of the file, 320 pairs: TRL is given the same ones in the benchmark. More steps do more.
 # LoRA: of the three products of a linear layer, the gradient of its weight falls away, which is a third of the time.
 python -m rmkit.train --exp-name smollm2-hh --overwrite --data.train "$data/train.jsonl" --data.no-shuffle \
     --model.name runs/smollm2 --data.test "$data/test.jsonl" --data.max-length 192 --batch.pairs 16 \
-    --optim.schedule cosine --optim.max-steps 32 --lora.rank 16 --optim.lr 3e-4 --eval.every 0 --save.every 0
+    --optim.schedule cosine --optim.max-steps 20 --lora.rank 16 --optim.lr 3e-4 --eval.every 0 --save.every 0
 python -m rmkit.evaluate --model runs/smollm2-hh/FINAL --data "$data/test.jsonl" --max-length 192 --overwrite
 # Its verdicts on answers, as preferences to train on: here those of 300 pairs that it has not seen; yours are samples of
 # a policy.
@@ -24,4 +24,4 @@ python -m rmkit.label --model runs/smollm2-hh/FINAL --feedback pairwise --max-le
     runs/smollm2-hh/samples.jsonl runs/smollm2-hh/labels.jsonl
 python -m rmkit.train --exp-name smollm2-labels --overwrite --data.train runs/smollm2-hh/labels.jsonl \
     --model.name runs/smollm2 --data.test "$data/test.jsonl" --data.max-length 192 --batch.pairs 16 \
-    --optim.schedule cosine --optim.max-steps 32 --lora.rank 16 --optim.lr 3e-4 --eval.every 0 --save.every 0
+    --optim.schedule cosine --optim.max-steps 20 --lora.rank 16 --optim.lr 3e-4 --eval.every 0 --save.every 0

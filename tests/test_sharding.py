@@ -208,6 +208,7 @@ def placements(replicate: int, file: Path) -> None:
     weight = model.classifier.score.weight
     if accelerator.is_main_process:
         file.write_text(f"{tuple(weight.device_mesh.shape)} {weight.placements}")
+    torch.distributed.barrier()  # the first rank holds the store, and the other may be connecting still
 
 
 def test_one_copy_on_each_node(tmp_path):

@@ -61,6 +61,8 @@ def made(place: Path, lora: bool = False) -> dict[str, Path]:
         shape = {"gemma3": "gemma", "qwen2": "qwen"}.get(name, name)
         tokenizer = load_tokenizer(str(write_base(place / "base" / name, shape)), lambda text: None)
         own = {"vocab_size": 400, "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id}
+        if family == "qwen2":
+            own["use_sliding_window"] = False  # as in every Qwen2 that was published
         model = small(family, **own, **SIZES)
         folders[name] = written(place / name, model, tokenizer)
     folders["binary, folded"] = written(place / "binary", small(head=2, **SIZES))

@@ -177,13 +177,19 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
     found = [f"FINAL/{name} differs" for name in sorted({*mine, *other}) if mine.get(name) != other.get(name)]
     if lines(run) != lines(undisturbed):
         found.append("metrics.jsonl differs")
-    if (run / "heldout.jsonl").read_bytes() != (undisturbed / "heldout.jsonl").read_bytes():
+    if _held_out(run) != _held_out(undisturbed):
         found.append("heldout.jsonl differs")
     for folder in ("", "checkpoints"):
         held, wanted = ({path.name for path in (each / folder).iterdir()} for each in (run, undisturbed))
         if held != wanted:
             found.append(f"{folder or 'the run folder'} holds {sorted(held)}, not {sorted(wanted)}")
     return found
+
+
+def _held_out(run: Path) -> list[dict]:
+    """heldout.jsonl; of where a pair comes from the file and line, because its folder may be a copy."""
+    rows = [json.loads(line) for line in (run / "heldout.jsonl").read_text().splitlines()]
+    return [row | {"source": Path(row["source"]).name} if "source" in row else row for row in rows]
 
 
 def _contents(folder: Path) -> dict[str, Any]:
