@@ -122,7 +122,7 @@ def test_llama_3_8b_with_lora_of_rank_64_takes_less_than_35_gib(found):
     assert 20.0 < found["peak"] <= 35.0
 
 
-@reads("checks", "sharded", "4", "4096", "false", '"bf16"', '"8bit"', marks=pytest.mark.slow)
+@reads("checks", "sharded", "4", "4096", "false", '"bf16"', '"8bit"')
 def test_shards_of_bf16_weights_and_8_bit_states_are_trained_and_saved(found):
     assert_trained_and_saved(found, "cuda", tensors=39, low=True)
 
