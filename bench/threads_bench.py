@@ -115,8 +115,11 @@ def main() -> None:
         "bench": "threads_bench",
         "data": arguments.data.parent.name if arguments.data else "made up",
         "settings": {key: getattr(arguments, key) for key in settings},
-        "environment": environment(torch.device("cpu"), 1)
-        | {"threads": len(os.sched_getaffinity(0)), "command": "python bench/threads_bench.py; data and settings above"},
+        "environment": {
+            **environment(torch.device("cpu"), 1),
+            "threads": len(os.sched_getaffinity(0)),
+            "command": "python bench/threads_bench.py; data and settings above",
+        },
         "rows": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
