@@ -169,7 +169,7 @@ def test_a_reader_is_said_to_have_been_run_where_it_was(model_type):
 
 def test_what_was_not_run_is_marked():
     assert "GRPO and RLOO (these two were\n  not run by us)" in made()
-    assert "bf16 weights gave the score to 1.1e-5" in made(dtype="bfloat16")
+    assert "bf16 weights gave the score to 1.2e-5" in made(dtype="bfloat16")
     assert "(run with a Llama, not with this family)" in made(adapter="owner/base", model_type="qwen3")
 
 

@@ -24,7 +24,7 @@ _ENVIRONMENT = Environment(
 VLLM = {"gemma3_text": """ --convert classify --hf-overrides '{"architectures": ["Gemma3ForCausalLM"]}'"""}
 """What vLLM needs besides, by model type: it finds no classifier of that name, and makes one of the language model"""
 
-GIVEN_TO_READERS = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3")
+GIVEN_TO_READERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 """Model types that every reader of bench/results/interop.json was given; of others no reader is said to have been
 run"""
 
