@@ -1,7 +1,9 @@
 """Errors that a user can mend, told with the flags of the program that they called."""
 
+import errno
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 Flags = Mapping[str, str | None]
 """Field of the configuration -> flag of a program ("model.name" -> "--model"), None where it has none. A field that
@@ -81,3 +83,11 @@ def brief(error: Exception) -> str:
 def plain(text: str) -> str:
     """Text that can be printed: what would move the cursor, or cannot be encoded, stands as its escape."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; OSError where that cannot be, for a thousand of them too (pathlib recurses)."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except RecursionError:
+        raise OSError(errno.ENAMETOOLONG, "too many folders deep", str(path)) from None

@@ -29,7 +29,7 @@ from rmkit.config import DEMO_MODEL
 from rmkit.data.cache import empty_report
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank, ranks
-from rmkit.errors import told
+from rmkit.errors import make_folder, told
 from rmkit.labelling import feedback as fb
 from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import FLAGS, STDIN, LabelConfig
@@ -99,7 +99,7 @@ def label(config: LabelConfig, console: Console) -> int:
     if config.model == str(DEMO_MODEL):
         agreed(lambda: demo_model.prepare(terminal.say))
     if demo:
-        on_first_rank(lambda: config.output.parent.mkdir(parents=True, exist_ok=True))
+        on_first_rank(lambda: make_folder(config.output.parent))
     agreed(config.check_output)  # all have looked at the folder before one changes it
     partial = PartialScores(config.output)
     if config.resume and on_first_rank(lambda: config.output.exists() and not partial.folder.exists()):

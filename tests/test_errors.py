@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from rmkit.errors import AgreedError, UserError, flag, told
+from rmkit.errors import AgreedError, UserError, flag, make_folder, told
 from rmkit.train import main
 from support import ranks
 
@@ -73,3 +73,11 @@ def test_a_wrong_value_on_the_command_line_is_told_whole(tmp_path):
         assert alone.wait(120) == [2]
     assert "--optim.lr -1.0: set a positive number, such as 5e-6" in alone.out(0) + alone.err(0)
     assert UserError("optim.lr", -1, "set more").args == (str(UserError("optim.lr", -1, "set more")),)
+
+
+def test_a_thousand_folders_are_an_error_of_the_disk(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(OSError, match=r"deep|long"):
+        make_folder(tmp_path.joinpath(*["x"] * 2000))

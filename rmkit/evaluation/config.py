@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from rmkit.config import DEMO, DEMO_MODEL, Layout, check_columns
-from rmkit.errors import UserError
+from rmkit.errors import UserError, make_folder
 
 RESULTS = ("metrics.json", "report.html", "scores.jsonl")
 
@@ -117,7 +117,7 @@ class EvaluateConfig:
             places.append(("export", f"rewardbench {file}", file.parent))
         for field, value, parent in places:
             try:
-                parent.mkdir(parents=True, exist_ok=True)
+                make_folder(parent)
             except OSError as error:
                 raise UserError(field, value, f"the folder cannot be made ({error.strerror})") from error
             if not os.access(parent, os.W_OK):

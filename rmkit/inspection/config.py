@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from rmkit.config import DEMO, check_columns
-from rmkit.errors import UserError
+from rmkit.errors import UserError, make_folder
 
 RESULTS = ("inspect.json", "inspect.html", "suspects.jsonl", "kept.jsonl")
 
@@ -99,7 +99,7 @@ class InspectConfig:
         if held and not self.overwrite:
             raise UserError("out", folder, "it holds results; give --overwrite to replace them, or another --out")
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.parent)
         except OSError as error:
             raise UserError("out", folder, f"the folder cannot be made ({error.strerror})") from error
         if not os.access(folder.parent, os.W_OK):
