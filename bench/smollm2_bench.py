@@ -54,7 +54,7 @@ def stages(told: str, ended: float) -> dict[str, float]:
 
 
 def trl(model: Path, data: Path, out: Path) -> dict:
-    """TRL's RewardTrainer with LoRA ; its merged model in `out`, losses and seconds of the steps."""
+    """TRL's RewardTrainer with LoRA; its merged model in `out`, losses and seconds of the steps."""
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback

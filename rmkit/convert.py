@@ -14,7 +14,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from rmkit import cli
-from rmkit.errors import UserError
+from rmkit.errors import UserError, make_folder
 from rmkit.terminal import Terminal
 
 FLAGS = {"source": "SOURCE", "out": "OUT", "model.name": "SOURCE"}
@@ -58,7 +58,7 @@ def convert(config: ConvertConfig, console: Console) -> int:
     classifier.config.dtype = next(iter(weights.values())).dtype
     labels = [f"LABEL_{i}" for i in range(architecture.num_labels)]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         with written_folder(out) as partial:
             classifier.save_pretrained(partial)
             amend(partial / "config.json", lambda old: both_spellings(with_labels(old, labels)))

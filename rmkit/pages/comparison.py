@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmkit.errors import UserError, plain
+from rmkit.errors import UserError, make_folder, plain
 from rmkit.pages import settings
 from rmkit.pages.chart import Chart, Line, chart
 from rmkit.pages.curves import counted
@@ -31,7 +31,7 @@ def write(runs: list[RunFolder], file: Path) -> None:
         raise UserError("out", plain(str(file)), "it is there already and is no comparison of runs; give another file")
     text = page(runs)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         with written_file(file) as out:
             out.write(text)
     except OSError as error:
