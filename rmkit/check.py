@@ -31,6 +31,12 @@ class CheckConfig:
     model: Annotated[str | None, arg(metavar="PATH")] = None
     """The folder that the server serves; by default the one that it names, if it is on this machine."""
 
+    def __post_init__(self) -> None:
+        if not (self.is_server or self.target == str(DEMO_MODEL) or Path(self.target).is_dir()):
+            raise ValueError(f"TARGET {self.target}: there is no such folder; give one, or http://HOST:PORT")
+        if not self.is_server and self.model is not None:
+            raise ValueError(f"--model {self.model}: it belongs to the address of a server; TARGET is a folder")
+
     @property
     def is_server(self) -> bool:
         return self.target.startswith(("http://", "https://"))
@@ -54,10 +60,6 @@ def check(config: CheckConfig, console: Console) -> int:
 
         if config.target == str(DEMO_MODEL):
             demo_model.prepare(terminal.say)
-        if config.model is not None:
-            raise UserError("model.name", config.model, "it belongs to the address of a server; TARGET is a folder")
-        if not Path(config.target).is_dir():
-            raise UserError("target", config.target, "there is no such folder; give one, or http://HOST:PORT")
         expected = expected_of(Path(config.target))
         given = {door: expected.of(door) for door in DOORS if expected.of(door)}
         rows = rows_of(Path(config.target), given, terminal.say)

@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         flags = parsed(name, others)  # --help or a mistyped flag ends here
+        if (mistyped := unknown_name(name, flags)) is not None:
+            terminal.refuse(mistyped)
+            return 2
         os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
         return importlib.import_module(f"rmkit.{name}").run_program(flags)
     except KeyboardInterrupt:
@@ -89,47 +92,71 @@ def parsed(program: str, arguments: list[str] | None = None) -> Any:
     )
 
 
+def unknown_name(program: str, flags: Any) -> str | None:
+    """What is wrong with a name of data or of a model that can stand for nothing, told before the libraries are loaded;
+    None where there is no such name. One of several ranks is silent: the program speaks for all of them."""
+    if not hasattr(flags, "reads") or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return None
+    from rmkit.data import names
+
+    try:
+        for field, given in flags.reads.items():
+            for name in given:
+                (names.kind_of if field.startswith("data.") else names.check_model)(name, field)
+    except (ValueError, OSError) as error:
+        return errors.told(error, getattr(importlib.import_module(type(flags).__module__), "FLAGS", {}))
+    return None
+
+
 def run(
     work: Callable[[Console], int],
     interrupted: str,
     again: str = "Start the command again",
     flags: errors.Flags | None = None,
 ) -> int:
-    """Run `work`; its exit status. 2 with a boxed sentence on a user's error, 130 with `interrupted` on Ctrl-C, 1 with
-    `again` (what to do) where another process was lost. `flags`: the program's flags by field.
-    """
+    """Run `work` with torch, alone or on one of several ranks; its exit status as `simply` gives it, and 1 with `again`
+    (what to do) where another process was lost. `flags`: the program's flags by field."""
     import torch
     import torch.distributed as dist
 
     from rmkit.distributed import collectives, launch
     from rmkit.runtime import full, keep_freed
 
-    console = Console(emoji=False)  # a file may be called :smile:
     launch.grow_segments()
     if not torch.cuda.is_available():
         keep_freed()
+
+    def quietly(console: Console) -> int:
+        try:
+            with quiet(console):
+                return work(console)
+        except errors.AgreedError as error:
+            if collectives.rank() == 0:
+                terminal.refuse(error.told(flags or {}))
+            if dist.is_initialized():
+                dist.barrier()  # the launcher ends all when the first one leaves, so nobody does before it is told
+            return 2
+        except (RuntimeError, MemoryError) as error:
+            if (whose := full(error)) is not None:
+                raise _full(whose) from error
+            before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which would come before our word
+            if (told := launch.lost(error)) is None:
+                signal.signal(signal.SIGTERM, before)
+                raise
+            terminal.refuse(f"{told} {again}")
+            return 1
+
+    return simply(quietly, interrupted, flags)
+
+
+def simply(work: Callable[[Console], int], interrupted: str, flags: errors.Flags | None = None) -> int:
+    """Run `work`, torch or not; its exit status: 2 with a boxed sentence on a user's error, 130 with `interrupted` on
+    Ctrl-C."""
     try:
-        with quiet(console):
-            return work(console)
-    except errors.AgreedError as error:
-        if collectives.rank() == 0:
-            terminal.refuse(error.told(flags or {}))
-        if dist.is_initialized():
-            dist.barrier()  # the launcher ends all when the first one leaves, so nobody does before it is told
-        return 2
+        return work(Console(emoji=False))  # a file may be called :smile:
     except (ValueError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         terminal.refuse(errors.told(error, flags or {}))
         return 2
-    except (RuntimeError, MemoryError) as error:
-        if (whose := full(error)) is not None:
-            terminal.refuse(_full(whose).told(flags or {}))
-            return 2
-        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which would come before our word
-        if (told := launch.lost(error)) is None:
-            signal.signal(signal.SIGTERM, before)
-            raise
-        terminal.refuse(f"{told} {again}")
-        return 1
     except KeyboardInterrupt:
         terminal.refuse(interrupted)
         return 130

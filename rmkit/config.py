@@ -323,7 +323,7 @@ class TrustConfig:
     the temperature of held-out pairs (rmkit.json). auto: where the pairs tell them. off: neither."""
     pairs: int | None = None
     """Most training pairs, and most held-out pairs, that it is measured on; drawn from the seed.
-    By default a fortieth of the pairs that the training has seen, but 256 to 4096.
+    By default one in 64 of the pairs that the training has seen, but 128 to 4096.
     Fewer pairs than hidden units make the standard errors too wide."""
 
     def __post_init__(self) -> None:
@@ -423,6 +423,12 @@ class TrainConfig:
     def folder(self) -> Path:
         """The run folder, CACHE_DIR/EXP_NAME."""
         return Path(self.cache_dir) / (self.exp_name or "")
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What is read, by field; a run that is resumed may have no need of it any more."""
+        named = {"data.train": self.data.train, "data.test": self.data.test, "model.name": (self.model.name,)}
+        return {} if self.resume else named
 
     def resolved(self) -> "TrainConfig":
         """The same run with every default that depends on another flag written out."""

@@ -30,17 +30,15 @@ class ConvertConfig:
     out: Annotated[Positional[str], arg(metavar="OUT")]
     """New folder for the classifier."""
 
-    def check(self) -> None:
-        """UserError where there is nothing to read, or where something is in the way."""
+    def __post_init__(self) -> None:
         if not Path(self.source).is_dir():
-            raise UserError("source", self.source, "there is no such folder")
+            raise ValueError(f"SOURCE {self.source}: there is no such folder")
         if Path(self.out).exists():
-            raise UserError("out", self.out, "it is there already; name a new folder")
+            raise ValueError(f"OUT {self.out}: it is there already; name a new folder")
 
 
 def convert(config: ConvertConfig, console: Console) -> int:
     """Convert as `config` says; the exit status. Raises UserError with a sentence."""
-    config.check()
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -170,4 +170,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_program(flags: RunsConfig) -> int:
     """Do as the parsed flags say; the exit status of `main`."""
-    return cli.run(lambda console: runs(flags, console), "stopped", flags=FLAGS)
+    return cli.simply(lambda console: runs(flags, console), "stopped", flags=FLAGS)

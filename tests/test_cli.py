@@ -150,9 +150,19 @@ def test_a_program_is_that_of_python_m(program):
         ("train", ["--loss.label-smoothing", "2"], "set a number in [0, 0.5)"),
         ("label", ["--feedback", "pairwize"], "pairwise"),
         ("evaluate", ["--dta", "x"], "--data"),
+        ("train", ["--data.train", "nowhere.jsonl"], "--data.train nowhere.jsonl: no such file or folder"),
+        ("train", ["--data.test", "rm-bench=/no/clone"], "--data.test rm-bench=/no/clone: there is no such path"),
+        ("train", ["--model.name", "runs/nowhere/FINAL"], "--model.name runs/nowhere/FINAL: there is no such folder"),
+        ("evaluate", ["--model", "runs/nowhere/FINAL", "--data", "demo"], "--model runs/nowhere/FINAL: there is no"),
+        ("evaluate", ["--against", "./nowhere"], "--against ./nowhere: there is no such folder"),
+        ("label", ["nowhere.jsonl", "out.json", "--model", "m"], "SAMPLES nowhere.jsonl: no such file or folder"),
+        ("inspect", ["nowhere.jsonl"], "DATA nowhere.jsonl: no such file or folder"),
+        ("check", ["nowhere"], "TARGET nowhere: there is no such folder; give one, or http://HOST:PORT"),
+        ("convert", ["nowhere", "out"], "SOURCE nowhere: there is no such folder"),
+        ("runs", ["nowhere"], "NAME nowhere: there is no such run"),
     ],
 )
-def test_a_mistyped_flag_is_answered_before_anything_heavy_is_imported(program, flag, told):
+def test_a_mistyped_flag_or_name_is_answered_before_anything_heavy_is_imported(program, flag, told):
     """As python -m rmkit.PROGRAM is started, by torchrun too."""
     code = "import atexit, json, runpy, sys\nsys.argv[1:] = sys.argv[2:]\n"
     code += f"atexit.register(lambda: print([m for m in {SECONDS} if m in sys.modules], file=sys.stderr))\n"
@@ -163,8 +173,24 @@ def test_a_mistyped_flag_is_answered_before_anything_heavy_is_imported(program, 
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_one_of_several_ranks_leaves_a_mistyped_name_to_the_program(monkeypatch):
+    """Which speaks once for all of them; a rank that leaves early would end the others before that."""
+    flags = cli.parsed("train", ["--data.train", "nowhere.jsonl"])
+    assert cli.unknown_name("train", flags).startswith("--data.train nowhere.jsonl: no such file")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.unknown_name("train", flags) is None
+
+
+@pytest.mark.parametrize("program", ["train", "label"])
+def test_what_is_resumed_may_have_no_need_of_its_files_any_more(program):
+    given = {"train": ["--data.train", "nowhere.jsonl"], "label": ["nowhere.jsonl", "f.json", "--model", "./nowhere"]}
+    assert cli.unknown_name(program, cli.parsed(program, given[program])) is not None
+    assert cli.unknown_name(program, cli.parsed(program, [*given[program], "--resume"])) is None
+
+
 def test_flags_and_exit_status_are_the_programs_own(tmp_path):
-    done = rmkit("label", "--model", str(tmp_path / "nowhere"), str(tmp_path / "s.json"), str(tmp_path / "f.json"))
+    (tmp_path / "s.json").write_text("[]")
+    done = rmkit("label", "--model", "nowhere", str(tmp_path / "s.json"), str(tmp_path / "f.json"))
     assert done.returncode == 2
     assert "--model" in done.stderr
     assert "no model configuration" in " ".join(done.stderr.replace("\u2502", " ").split())
@@ -193,11 +219,11 @@ def policy_when_torch_is_loaded(folder: Path, command: list[str], **environment:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("program", cli.PROGRAMS)
+@pytest.mark.parametrize("program", [name for name in cli.PROGRAMS if name != "runs"])  # which has no need of torch
 @pytest.mark.parametrize("as_command", [False, True], ids=["python -m rmkit.PROGRAM", "rmkit PROGRAM"])
 def test_threads_of_a_program_sleep_while_they_wait_unless_the_user_says_otherwise(tmp_path, program, as_command):
     command = ["-m", "rmkit", program] if as_command else ["-m", f"rmkit.{program}"]
-    command += ["SOURCE", "OUT"] if program == "convert" else []
+    command += [str(tmp_path), "OUT"] if program == "convert" else []
     assert policy_when_torch_is_loaded(tmp_path, command) == "passive"
     assert policy_when_torch_is_loaded(tmp_path, command, OMP_WAIT_POLICY="active") == "active"
 

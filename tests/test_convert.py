@@ -138,8 +138,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys, monkeypatch):
 def test_what_is_no_reward_model_or_not_whole_is_refused(tmp_path, capsys):
     _, source = openrlhf(tmp_path / "theirs")
     out = tmp_path / "ours"
-    assert "there is no such folder" in refused([tmp_path / "absent", out], capsys)
-    assert "it is there already" in refused([source, source], capsys)
+    with pytest.raises(SystemExit):
+        refused([tmp_path / "absent", out], capsys)
+    assert "there is no such folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        refused([source, source], capsys)
+    assert "it is there already" in " ".join(capsys.readouterr().err.split())
     state = load_file(source / "model.safetensors")
     save_file({name: t for name, t in state.items() if "value_head" not in name}, source / "model.safetensors")
     assert "no head was found (score.weight or value_head.weight)" in refused([source, out], capsys)

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from rmkit.config import DEMO
 from rmkit.data import benchmarks, columns, forms
 from rmkit.data.fields import names as fields_of
 from rmkit.data.fields import show
@@ -18,7 +19,6 @@ from rmkit.data.named import NAMED
 from rmkit.data.shapes.plain import holds_turns
 from rmkit.data.shapes.shape import Shape
 
-DEMO = "demo"
 AS_JSON = "a row as JSON"
 """The one column of rows in memory that no table holds, because their fields have other types in each."""
 MOST_NAMES = 100

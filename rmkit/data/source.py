@@ -4,7 +4,6 @@ A name is an existing file or folder, a named set, or a hub id, in that order. E
 cached Arrow file (`Dataset.from_generator`); one line per source says what was read and dropped.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -18,13 +17,15 @@ import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict
 
+from rmkit.config import DEMO
 from rmkit.data.benchmarks import BENCHMARKS
 from rmkit.data.cache import build
 from rmkit.data.counts import Counts
-from rmkit.data.files import SUFFIXES, is_data
+from rmkit.data.files import is_data
 from rmkit.data.hub import settle as hub_settled
 from rmkit.data.named import NAMED
-from rmkit.data.reading import AS_JSON, BAD, DEMO, Source
+from rmkit.data.names import SUFFIXES, kind_of
+from rmkit.data.reading import AS_JSON, BAD, Source
 from rmkit.errors import UserError, plain
 
 Split = Literal["train", "test"]
@@ -157,36 +158,29 @@ def _hashes(preferences: Dataset) -> Iterator[bytes]:
 
 def sources_of(given: str, split: Split, say: Say) -> Iterator[tuple[Source, Dataset | None]]:
     """The sources that a name stands for, each with its rows if `datasets` has opened them, else None."""
-    path = Path(given)
-    if given and path.exists():
-        yield from _local(path, split, say)
-        return
-    if given.partition("=")[0] in BENCHMARKS:
+    kind, (base, _, asked) = kind_of(given, f"data.{split}"), given.partition(":")
+    if kind == "path":
+        yield from _local(Path(given), split, say)
+    elif kind == "benchmark":
         yield from _benchmark(*given.partition("=")[::2], split)
-        return
-    base, _, asked = given.partition(":")
-    if base == DEMO and asked in ("", "train", "test"):
+    elif base == DEMO:
         yield Source(shown=given, named=DEMO, split=asked or split), None
-    elif base in NAMED:
+    elif kind == "named":
         known = NAMED[base]
         hub_split = known.splits.get(asked or split, asked)
         rows = _hub(given, known.hub, hub_split, known.data_dir, known.similar)
         yield Source(shown=given, named=base, split=hub_split), rows
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not base.endswith(SUFFIXES):
+    else:
         similar = "a JSONL file with the fields prompt, chosen, rejected"
         yield Source(shown=given), _hub(given, base, asked or split, None, similar)
-    else:
-        raise UserError(f"data.{split}", given or repr(given), _unknown(given))
 
 
 def _benchmark(name: str, where: str, split: Split) -> Iterator[tuple[Source, Dataset | None]]:
     """The files of a benchmark below the path `where`, or, without one, its sets on the hub."""
     known = BENCHMARKS[name]
     if where:
-        files = known.found(Path(where)) if Path(where).exists() else []
-        if not files:
-            hint = f"it holds none of {', '.join(known.files)}" if Path(where).exists() else "there is no such path"
-            raise UserError(f"data.{split}", f"{name}={where}", hint)
+        if not (files := known.found(Path(where))):
+            raise UserError(f"data.{split}", f"{name}={where}", f"it holds none of {', '.join(known.files)}")
         for file in files:
             for source, rows in _local(file, split, lambda text: None):
                 yield replace(source, shown=f"{name}={source.shown}", own_split="", benchmark=name), rows
@@ -197,20 +191,6 @@ def _benchmark(name: str, where: str, split: Split) -> Iterator[tuple[Source, Da
     for hub, part in known.hub:
         similar = f"{name}=PATH, with the path of a clone"
         yield Source(shown=f"{name}:{hub}:{part}", benchmark=name, split=part), _hub(name, hub, part, None, similar)
-
-
-def _unknown(given: str) -> str:
-    """What is wrong with a name that is nothing."""
-    base = Path(given.partition(":")[0])
-    if ":" in given and base.exists():
-        return "a path takes no :SPLIT; give the rows a field 'split', and the path alone"
-    siblings = [str(entry) for entry in base.parent.iterdir()] if base.parent.is_dir() else []
-    known = [DEMO, *NAMED, *BENCHMARKS]
-    close = difflib.get_close_matches(str(base), known + siblings, n=1)
-    meant = f", did you mean {close[0]}?" if close else ""
-    return (
-        f"no such file or folder, named set or hub id{meant} (named sets: {', '.join(known)}; a hub id is OWNER/NAME)"
-    )
 
 
 def _local(path: Path, split: Split, say: Say) -> Iterator[tuple[Source, Dataset | None]]:

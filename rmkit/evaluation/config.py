@@ -70,6 +70,12 @@ class EvaluateConfig:
             if value is not None and value < 2:
                 raise ValueError(f"{flag} {value}: set at least 2 tokens")
 
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What is read, by field."""
+        models = {"model.name": self.model, "against": self.against}
+        return {"data.test": self.data} | {field: (name,) for field, name in models.items() if name is not None}
+
     def resolved(self) -> "EvaluateConfig":
         """The same with every default filled in; ValueError where there is none."""
         if self.model is not None and not self.data:

@@ -78,6 +78,12 @@ class InspectConfig:
             flag = "--suspects" if self.suspects is not None else "--write"
             raise ValueError(f"{flag}: suspects are found with a model; give --model FINAL")
 
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What is read, by field."""
+        model = () if self.model is None else (self.model,)
+        return {"data.train": self.data, "data.test": self.test, "model.name": model}
+
     def resolved(self) -> "InspectConfig":
         """The same with every default filled in."""
         data = self.data or (DEMO,)

@@ -108,6 +108,13 @@ class LabelConfig:
         return self.samples is None
 
     @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What is read, by field; samples that are gone are no hindrance where their copy is resumed."""
+        samples = () if self.samples in (None, STDIN) else (self.samples,)
+        named = {"data.train": samples, "model.name": () if self.model is None else (self.model,)}
+        return {} if self.resume else named
+
+    @property
     def output(self) -> Path:
         return Path(self.feedback_file or DEMO_FEEDBACK)
 

@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from rmkit.config import DEMO, TrainConfig
 from rmkit.data import demo, hub
+from rmkit.data.names import elsewhere
 from rmkit.data.tokenizer import end_token
 from rmkit.errors import UserError, brief
 from rmkit.model import attention, family, lora, precision, quantised
@@ -45,14 +46,8 @@ def load_config(name: str) -> PretrainedConfig:
     except Exception as error:  # whatever a library says of values that it does not expect
         where = "in that folder" if Path(name).is_dir() else "on this disk or on the hub (is there a network?)"
         hint = f"no model configuration was found {where}"
-        raise UserError("model.name", name, f"{hint}{_elsewhere(Path(name))}") from error
+        raise UserError("model.name", name, f"{hint}{elsewhere(Path(name))}") from error
     return family.check_family(config, name)
-
-
-def _elsewhere(path: Path) -> str:
-    """Where a model is that a run folder holds, in words; "" where there is none."""
-    places = [path / "FINAL", path.parent / "old-run" / path.name]
-    return "".join(f"; there is one in {place}" for place in places if (place / "config.json").is_file())
 
 
 def _base_config(adapter: Adapter) -> PretrainedConfig:

@@ -6,11 +6,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch.distributed as dist
-
-from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
+if TYPE_CHECKING:  # files are written without torch
+    from torch.distributed import ProcessGroup
 
 
 @contextmanager
@@ -35,13 +34,15 @@ def written_file(file: Path, folder: Path | None = None) -> Iterator[TextIO]:
 
 
 @contextmanager
-def written_folder(folder: Path, *, all_ranks: bool = False, group: dist.ProcessGroup | None = None) -> Iterator[Path]:
+def written_folder(folder: Path, *, all_ranks: bool = False, group: "ProcessGroup | None" = None) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error.
 
     One process fills it, whatever the others do. With `all_ranks`, every rank of `group` (None: all) enters the block,
     on a disk that they share; where it fails on any rank, all raise and nothing is left. A rank other than the first
     flushes what it wrote before its block ends: its machine may keep that where the first cannot flush it.
     """
+    from rmkit.distributed.collectives import on_every_rank, on_first_rank, rank
+
     partial = _partial(folder)
 
     def once(action: Callable[[], Any]) -> None:

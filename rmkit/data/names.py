@@ -1,0 +1,72 @@
+"""What a name on the command line can stand for, data or a model, told before any library is loaded."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Literal
+
+from rmkit.config import DEMO, DEMO_MODEL
+from rmkit.data.benchmarks import BENCHMARKS
+from rmkit.data.named import NAMED
+from rmkit.errors import UserError
+
+Kind = Literal["path", "benchmark", "named", "hub"]
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+"""Kinds of data files"""
+
+_OWNED = re.compile(r"\w[\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?[\w.-]+")
+
+
+def kind_of(given: str, field: str) -> Kind:
+    """Whether a name of data is an existing file or folder, a benchmark (NAME or NAME=PATH), a named set or a hub id
+    (OWNER/NAME), in that order; UserError about `field` where it can be none of them."""
+    if given and Path(given).exists():
+        return "path"
+    benchmark, _, clone = given.partition("=")
+    if benchmark in BENCHMARKS:
+        if clone and not Path(clone).exists():
+            raise UserError(field, given, "there is no such path")
+        return "benchmark"
+    base, _, asked = given.partition(":")
+    if base in NAMED or (base == DEMO and asked in ("", "train", "test")):
+        return "named"
+    if _OWNED.fullmatch(base) and not base.endswith(SUFFIXES):
+        return "hub"
+    raise UserError(field, given or repr(given), _unknown(given))
+
+
+def _unknown(given: str) -> str:
+    """What is wrong with a name of data that is nothing."""
+    base = Path(given.partition(":")[0])
+    if ":" in given and base.exists():
+        return "a path takes no :SPLIT; give the rows a field 'split', and the path alone"
+    known = [DEMO, *NAMED, *BENCHMARKS]
+    close = _nearest(base, known)
+    return (
+        f"no such file or folder, named set or hub id{close} (named sets: {', '.join(known)}; a hub id is OWNER/NAME)"
+    )
+
+
+def check_model(given: str, field: str) -> None:
+    """UserError about `field` where a name can be neither a model's folder nor a hub id; "demo" and the place of its
+    model are made where they are needed."""
+    path = Path(given)
+    if given in (DEMO, str(DEMO_MODEL)) or _HUB_ID.fullmatch(given) or (given and path.exists()):
+        return
+    hint = f"there is no such folder{elsewhere(path) or _nearest(path)}"
+    raise UserError(field, given or repr(given), f"{hint}; a hub id is NAME or OWNER/NAME")
+
+
+def elsewhere(path: Path) -> str:
+    """Where a model is that a run folder holds, in words; "" where there is none."""
+    places = [path / "FINAL", path.parent / "old-run" / path.name]
+    return "".join(f"; there is one in {place}" for place in places if (place / "config.json").is_file())
+
+
+def _nearest(path: Path, known: list[str] | None = None) -> str:
+    """Which of `known` or of the files beside `path` is like it, in words; "" where none is."""
+    beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), [*(known or ()), *beside], n=1)
+    return f", did you mean {close[0]}?" if close else ""
