@@ -110,7 +110,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> int:
             "seconds": time.perf_counter() - began,
             "environment": runtime.environment(device, ranks()),
         }
-        write_results(config, preferences, scored, other, described, terminal)
+        write_results(config, preferences, scored, other, counts, described, terminal)
 
     on_first_rank(report)
     launch.end(accelerator)
@@ -130,6 +130,7 @@ def write_results(
     preferences: Dataset,
     scored: Scored,
     other: Scored | None,
+    counts: Counts,
     run: dict,
     terminal: Terminal,
 ) -> None:
@@ -137,7 +138,7 @@ def write_results(
     from rmkit.evaluation import metrics, report
 
     columns = metrics.columns(preferences, scored, other)
-    measured = metrics.measure(preferences, scored, columns)
+    measured = metrics.measure(preferences, scored, columns, counts.bad_rows)
     measured["dropped"] = run["counts"]["pairs_dropped"]
     described = {
         "model": config.model,

@@ -9,7 +9,7 @@ from rmkit.evaluation.benchmarks import Rows, benchmark_of, scores
 from rmkit.evaluation.lists import list_rows
 
 
-def scored(rows: list[dict], *lost: int) -> tuple[Rows, Counter[str]]:
+def scored(rows: list[dict], *lost: int) -> tuple[Rows, Counter[str], Counter[str]]:
     """What is scored of some rows, without the pairs at the places `lost`, which are counted by benchmark.
 
     Rows have `source`, `subset`, `chosen` and `rejected` (scores, or lists of them).
@@ -36,7 +36,7 @@ def scored(rows: list[dict], *lost: int) -> tuple[Rows, Counter[str]]:
         own=np.arange(len(kept)),
         lists=list_rows(source, ids, position),
     )
-    return found, Counter(benchmark_of(source[i]) for i in lost)
+    return found, Counter(benchmark_of(source[i]) for i in lost), Counter()
 
 
 def test_the_name_of_a_benchmark_is_read_from_the_place():
@@ -133,9 +133,9 @@ def test_dropped_pairs_are_counted(name):
     found = scores(*scored([*rows, pair("mine.jsonl:1", "a", True)], 0, 4))
     assert set(found) == {name}, "rows of no benchmark are of none"
     assert found[name]["score"] == pytest.approx(1 / 3)
-    assert found[name]["left_out"] == {"pairs": 1, "lists": 0}
+    assert found[name]["left_out"] == {"rows": 0, "pairs": 1, "lists": 0}
     nothing = scores(*scored([*rows, pair("mine.jsonl:1", "a", True)], 0, 1, 2, 3))[name]
-    assert (nothing["score"], nothing["parts"], nothing["left_out"]) == (None, {}, {"pairs": 4, "lists": 0})
+    assert (nothing["score"], nothing["parts"], nothing["left_out"]) == (None, {}, {"rows": 0, "pairs": 4, "lists": 0})
 
 
 @pytest.mark.parametrize(("name", "subset"), [("rm-bench", "chat"), ("rewardbench2", "Math"), ("rmb", "Helpfulness/A")])
@@ -146,10 +146,10 @@ def test_lists_that_lack_a_pair_are_counted_and_measured_nowhere(name, subset):
     found = scores(*scored(rows, 0))[name]
     assert found["score"] == 1.0
     assert [part["rows"] for part in found["parts"].values()] == [1]
-    assert found["left_out"] == {"pairs": 1, "lists": 1}
+    assert found["left_out"] == {"rows": 0, "pairs": 1, "lists": 1}
     of_one = len(shape[name][0]) * 2
     nothing = scores(*scored(rows, 0, of_one))[name]
-    assert (nothing["score"], nothing["parts"], nothing["left_out"]) == (None, {}, {"pairs": 2, "lists": 2})
+    assert (nothing["score"], nothing["parts"], nothing["left_out"]) == (None, {}, {"rows": 0, "pairs": 2, "lists": 2})
 
 
 def test_rmb_has_pairs_and_best_of_n_for_both_goals():

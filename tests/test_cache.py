@@ -27,7 +27,7 @@ def test_the_report_is_no_preference():
     dropped = {"other split": 1, "identical chosen and rejected": 1}
     flaws = {"identical chosen and rejected": 1}
     known = {"form": "explicit prompt", "rows": 3, "dropped": dropped, "flaws": flaws, "bad": []}
-    assert report == known | {"columns": [], "unused": [], "speakers": 0}
+    assert report == known | {"benchmark": "", "columns": [], "unused": [], "speakers": 0}
 
 
 def test_what_is_judged_keeps_ties_and_empty_answers():

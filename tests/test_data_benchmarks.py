@@ -44,6 +44,40 @@ def test_every_benchmark_that_is_read_is_scored():
     assert set(BENCHMARKS) == set(SCORED)
 
 
+ON_THE_HUB = {
+    "rewardbench": [("allenai/reward-bench", "filtered")],
+    "rewardbench2": [("allenai/reward-bench-2", "test")],
+    "rm-bench": [("THU-KEG/RM-Bench", "train")],
+    "judgebench": [("ScalerLab/JudgeBench", "gpt"), ("ScalerLab/JudgeBench", "claude")],
+    "ppe-preference": [("lmarena-ai/PPE-Human-Preference-V1", "test")],
+    "ppe-correctness": [
+        (f"lmarena-ai/PPE-{part}-Best-of-K", "train") for part in ("MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus")
+    ],
+}
+"""As the sets' own pages name them and their splits"""
+
+
+@pytest.mark.parametrize("name", [name for name, known in BENCHMARKS.items() if known.hub])
+def test_a_set_on_the_hub_is_read_as_a_clone_is(tmp_path, name, monkeypatch):
+    file, row = list(benchmark_rows()[name].items())[-1]
+    asked = []
+
+    def load_dataset(path, *, data_dir, split):
+        asked.append((path, split))
+        return Dataset.from_list([row])
+
+    monkeypatch.setattr(source.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(source, "hub_settled", lambda: None)
+    of_hub = read(name)
+    assert asked == ON_THE_HUB[name]
+    of_clone = read(f"{name}={written(tmp_path, file, [row]) / file}")
+    assert {benchmark_of(pair["source"]) for pair in of_hub} == {name}
+    texts = [[pair[side] for side in ("prompt", "chosen", "rejected")] for pair in of_clone]
+    assert texts
+    assert [[pair[side] for side in ("prompt", "chosen", "rejected")] for pair in of_hub] == texts * len(asked)
+    assert len({pair["subset"] for pair in of_hub}) == (5 if name == "ppe-correctness" else 1), "a part has its name"
+
+
 def test_rm_bench_is_read_from_its_clone_with_its_domains(tmp_path):
     written(tmp_path, "data/total_dataset.json", [{**LISTS, "domain": "safety-refuse"}])
     written(tmp_path, "data/chat_filtered.json", [{**LISTS, "domain": "chat"}])  # the same rows again

@@ -310,7 +310,7 @@ def test_a_benchmark_tells_what_it_lost_where_its_score_stands(world, tmp_path, 
     assert main([*given, f"rm-bench={file}"]) == 0
     m = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for found in (m, m["against"]):
-        assert found["benchmarks"]["rm-bench"]["left_out"] == {"pairs": 3, "lists": 1}
+        assert found["benchmarks"]["rm-bench"]["left_out"] == {"rows": 0, "pairs": 3, "lists": 1}
     told = " ".join(capsys.readouterr().out.split())
     lost = "(only 1 rows); left out: 3 dropped pairs, 1 list that lacks one of them)"
     assert told.count(lost) == 2, "of either model"
@@ -318,11 +318,26 @@ def test_a_benchmark_tells_what_it_lost_where_its_score_stands(world, tmp_path, 
     assert lost in " ".join((tmp_path / "out" / "report.html").read_text().split())
     assert main([*given, f"rm-bench={file}", file, "--overwrite"]) == 0
     m = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert m["benchmarks"]["rm-bench"]["left_out"] == {"pairs": 3, "lists": 1}, "those of the plain file are not its"
+    of_rm_bench = m["benchmarks"]["rm-bench"]["left_out"]
+    assert of_rm_bench == {"rows": 0, "pairs": 3, "lists": 1}, "those of the plain file are not its"
     assert [(style["rows"], style["left_out"]) for style in m["styles"]] == [(2, 2)], "of both files"
     assert main([*given, str(write(tmp_path / "lost.jsonl", rows[1:])), file, "--overwrite"]) == 0
     m = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [(style["rows"], style["left_out"]) for style in m["styles"]] == [(1, 2)], "also of a file without others"
+
+
+def test_a_benchmark_tells_its_bad_rows_where_its_score_stands(world, tmp_path, capsys):
+    row = benchmark_rows()["rewardbench"]["filtered.jsonl"]
+    file = write(tmp_path / "one.jsonl", [row, {**row, "chosen": 3}, {**row, "prompt": None}])
+    bad = write(tmp_path / "plain.jsonl", [{"prompt": "ab", "chosen": "a", "rejected": "b"}, {"prompt": "ab"}])
+    given = ["--model", str(world / "a"), "--out", str(tmp_path / "out"), "--bad-rows", "drop"]
+    assert main([*given, "--data", f"rewardbench={file}", str(bad)]) == 0
+    m = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert m["counts"]["rows_dropped"] == {"bad rows": 3}
+    left_out = m["benchmarks"]["rewardbench"]["left_out"]
+    assert left_out == {"rows": 2, "pairs": 0, "lists": 0}, "the third is of no benchmark"
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()):
+        assert "left out: 2 bad rows" in " ".join(text.split())
 
 
 def test_lists_of_which_none_is_left_are_told(world, tmp_path, capsys):

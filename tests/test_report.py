@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL
         "model": f"model {EVIL}",
         "data": [f"data {EVIL}"],
         "against_model": EVIL,
-        **metrics.measure(preferences, first, found),
+        **metrics.measure(preferences, first, found, Counter()),
         "counts": Counts(rows=n, pairs=n).as_dict(),
         "notes": [EVIL],
         "environment": {"command": [EVIL]},

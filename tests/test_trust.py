@@ -157,7 +157,7 @@ def test_a_sample_stands_for_all_and_is_drawn_from_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seen", "looked_at"), [(1, 256), (10_240, 256), (10_280, 257), (19_504, 487), (163_840, 4096), (10**7, 4096)]
+    ("seen", "looked_at"), [(1, 128), (8_192, 128), (8_256, 129), (78_016, 1219), (262_144, 4096), (10**7, 4096)]
 )
 def test_how_many_pairs_are_looked_at(seen, looked_at, tmp_path):
     run, progress = SimpleNamespace(config=config(tmp_path)), SimpleNamespace(examples=seen)

@@ -83,7 +83,7 @@ def _examples(source: Row, rows: Dataset | None, code: str) -> Iterator[Row]:
 def empty_report() -> Row:
     """What `read` fills while it reads a source."""
     report: Row = {"form": "", "rows": 0, "dropped": Counter(), "flaws": Counter(), "bad": []}
-    return report | {"columns": [], "unused": [], "speakers": 0}
+    return report | {"benchmark": "", "columns": [], "unused": [], "speakers": 0}
 
 
 def read(origin: Source, rows: Dataset | None, report: Row) -> Iterator[Row]:

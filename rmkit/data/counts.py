@@ -8,6 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+BAD = "bad rows"
+"""The reason why a row that cannot be read is dropped"""
+
 
 @dataclass(kw_only=True)
 class Counts:
@@ -20,6 +23,8 @@ class Counts:
     """Made by the other rows"""
     pairs_dropped: Counter[str] = field(default_factory=Counter)
     """By reason"""
+    bad_rows: Counter[str] = field(default_factory=Counter)
+    """Of the rows dropped those that cannot be read, by benchmark; "" for the others"""
 
     def add(self, report: dict[str, Any], kept: int) -> None:
         """Add the report of `cache.build` on a source of which `kept` pairs are left."""
@@ -28,6 +33,8 @@ class Counts:
         self.rows_dropped.update({why: n - flaws.get(why, 0) for why, n in report["dropped"].items()})
         self.pairs += kept + sum(flaws.values())
         self.pairs_dropped.update(flaws)
+        if bad := report["dropped"].get(BAD):
+            self.bad_rows[report["benchmark"]] += bad
 
     def as_dict(self) -> dict[str, Any]:
         """As metrics.json holds it."""

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from rmkit.config import DEMO
 from rmkit.data import benchmarks, columns, forms
+from rmkit.data.counts import BAD
 from rmkit.data.fields import names as fields_of
 from rmkit.data.fields import show
 from rmkit.data.files import Located, read_rows
@@ -26,7 +27,6 @@ MOST_NAMES = 100
 MOST_JOINED = 400
 """Rows that are joined to one: more would make more preferences than a row may."""
 
-BAD = "bad rows"
 LISTED = 20
 """Bad rows of a file that are listed; the others are counted."""
 
@@ -123,7 +123,7 @@ def from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
 
 def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:
     """What the rows of a benchmark compare, each read by that benchmark's own rule."""
-    report["form"] = f"benchmark {origin.benchmark}"
+    report |= {"form": f"benchmark {origin.benchmark}", "benchmark": origin.benchmark}
     for where, row in located:
         try:
             made = benchmarks.compared(origin.benchmark, row, origin.shown)

@@ -183,21 +183,22 @@ def benchmark_of(source: str) -> str:
     return name if name in BENCHMARKS else ""
 
 
-def scores(rows: Rows, dropped: Counter[str]) -> dict[str, dict]:
+def scores(rows: Rows, dropped: Counter[str], bad_rows: Counter[str]) -> dict[str, dict]:
     """The scores of all benchmarks that are among the N pairs of `rows`, whose lists may lack pairs.
 
-    `left_out` has what a benchmark lost: pairs that were dropped, as `dropped` counts them by benchmark, and lists that
-    lack one of them. A benchmark that lost all has the score None.
+    `left_out` has what a benchmark lost: rows that could not be read and pairs that were dropped, as `bad_rows` and
+    `dropped` count them by benchmark, and lists that lack one of those pairs. A benchmark that lost all has the score
+    None.
     """
     name = np.array([benchmark_of(where) for where in rows.source.tolist()])
     found = {}
-    for benchmark in sorted({*name.tolist(), *dropped} - {""}):
+    for benchmark in sorted({*name.tolist(), *dropped, *bad_rows} - {""}):
         lists = [row for row in rows.lists if benchmark_of(row.file) == benchmark]
         whole, own = [row for row in lists if row.whole], name == benchmark
         for row in lists:
             if not row.whole:  # what is left of it is no pair of the benchmark
                 own[row.pairs[row.pairs >= 0]] = False
-        left_out = {"pairs": dropped[benchmark], "lists": len(lists) - len(whole)}
+        left_out = {"rows": bad_rows[benchmark], "pairs": dropped[benchmark], "lists": len(lists) - len(whole)}
         score = BENCHMARKS[benchmark](replace(rows, own=np.flatnonzero(own), lists=whole))
         found[benchmark] = {**score, "left_out": left_out}
     return found

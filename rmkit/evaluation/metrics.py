@@ -49,8 +49,9 @@ def _place(where: str) -> str:
     return "/".join(Path(where.rpartition(":")[0]).parts[-2:])
 
 
-def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
-    """The figures of metrics.json: overall, by subset, and for rows of several responses."""
+def measure(preferences: Dataset, scored: Scored, per_pair: Columns, bad_rows: Counter[str]) -> dict:
+    """The figures of metrics.json: overall, by subset, and for rows of several responses. `bad_rows`: those that could
+    not be read, by benchmark."""
     position = np.full(len(preferences), -1)
     position[scored.rows] = np.arange(len(scored.rows))
     source = preferences["source"]
@@ -59,23 +60,25 @@ def measure(preferences: Dataset, scored: Scored, per_pair: Columns) -> dict:
     against = None
     if "against_correct" in per_pair:
         against = {
-            **_tables(rows, dropped, per_pair, "against_"),
+            **_tables(rows, dropped, bad_rows, per_pair, "against_"),
             "mcnemar": statistics.mcnemar(per_pair["correct"], per_pair["against_correct"]),
         }
     return {
         "pairs": len(per_pair["subset"]),
         "conversations": scored.sequences,
         "dropped": scored.dropped,
-        **_tables(rows, dropped, per_pair),
+        **_tables(rows, dropped, bad_rows, per_pair),
         "trust": trust.measure(per_pair["margin"], scored.se, scored.trust),
         "list_rows_left_out": sum(not row.whole for row in rows),
         "against": against,
     }
 
 
-def _tables(rows: list[ListRow], dropped: Counter[str], per_pair: Columns, prefix: str = "") -> dict:
+def _tables(
+    rows: list[ListRow], dropped: Counter[str], bad_rows: Counter[str], per_pair: Columns, prefix: str = ""
+) -> dict:
     """Every table of one model's scores; those of a second one have the `prefix` "against_". `dropped`: pairs that were
-    not scored, by benchmark."""
+    not scored, `bad_rows`: rows that could not be read, by benchmark."""
     chosen, rejected, subset = (
         per_pair[f"{prefix}score_chosen"],
         per_pair[f"{prefix}score_rejected"],
@@ -101,7 +104,7 @@ def _tables(rows: list[ListRow], dropped: Counter[str], per_pair: Columns, prefi
         },
         **_of_lists(rows, chosen, rejected, subset),
         "rewardbench": _sections(rows, per_pair, prefix),
-        "benchmarks": benchmarks.scores(scored, dropped),
+        "benchmarks": benchmarks.scores(scored, dropped, bad_rows),
     }
 
 
@@ -269,8 +272,9 @@ def _part(name: str, part: dict) -> str:
 
 
 def _lost(left_out: dict[str, int]) -> str:
-    pairs, lists = left_out["pairs"], left_out["lists"]
-    words = [f"{pairs:,} dropped pair{'s' * (pairs > 1)}"] if pairs else []
+    rows, pairs, lists = (left_out[kind] for kind in ("rows", "pairs", "lists"))
+    words = [f"{rows:,} bad row{'s' * (rows > 1)}"] if rows else []
+    words += [f"{pairs:,} dropped pair{'s' * (pairs > 1)}"] if pairs else []
     words += [f"{lists:,} list{'s that lack' if lists > 1 else ' that lacks'} one of them"] if lists else []
     return f"left out: {', '.join(words)}" if words else ""
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from rmkit.data.cache import empty_report
 from rmkit.data.columns import Renames, of_file
+from rmkit.data.counts import BAD
 from rmkit.data.json_rows import decoded, parsed, rows, unit
-from rmkit.data.reading import BAD, bad_row
+from rmkit.data.reading import bad_row
 from rmkit.data.shapes.plain import holds_turns
 from rmkit.data.source import literal_turns, tell_bad
 from rmkit.errors import UserError

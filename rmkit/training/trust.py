@@ -29,8 +29,8 @@ Say = Callable[[str], None]
 
 FEWEST, MOST, SHARE = 128, 4096, 64
 """Pairs that are looked at by default: one in SHARE of those that the training has seen. Two such passes, forward only,
-are 2 / (3 x 64) of the training's arithmetic, and 2 / (2 x 64) under LoRA: under 2 %. What a sample does not tell counts
-as unknown, so the standard errors of few pairs are too wide: bench/posterior_bench.py has by how much."""
+are 2 / (3 x 64) of the training's arithmetic, under LoRA 2 / (2 x 64): under 2 %. What a sample does not tell counts as
+unknown, so the standard errors of few pairs are too wide: bench/posterior_bench.py has by how much."""
 
 
 def worth(run: Run, progress: Progress, say: Say) -> Trust | None:
