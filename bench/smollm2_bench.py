@@ -57,23 +57,11 @@ def trl(model: Path, data: Path, out: Path) -> dict:
     """TRL's RewardTrainer with LoRA; its merged model in `out`, losses and seconds of the steps."""
     from datasets import load_dataset
     from peft import LoraConfig
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
+    from trl_clock import Clock
 
-    began = time.time()
-    seconds, losses, started = [], [], [0.0]
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            started[0] = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            seconds.append(time.perf_counter() - started[0])
-
-        def on_log(self, args, state, control, logs=None, **__):
-            if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
-
+    began, clock = time.time(), Clock("loss")
     trainer = RewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, num_labels=1),
         args=RewardConfig(
@@ -100,13 +88,14 @@ def trl(model: Path, data: Path, out: Path) -> dict:
         peft_config=LoraConfig(
             r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"]
         ),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
     merged = trainer.model.merge_and_unload()
     merged.save_pretrained(out / "merged")
     AutoTokenizer.from_pretrained(model).save_pretrained(out / "merged")
-    return {"pairs": PAIRS * len(seconds), "steps": seconds, "losses": losses, "seconds": round(time.time() - began)}
+    steps = {"pairs": PAIRS * len(clock.seconds), "steps": clock.seconds, "losses": clock.logged}
+    return {**steps, "seconds": round(time.time() - began)}
 
 
 def judged(model: Path, data: Path, out: Path) -> dict:

@@ -100,21 +100,11 @@ def run_trl(
     """TRL's RewardTrainer; its loss as it is before logging rounds it (one a microbatch), seconds from step begin to
     step end."""
     from datasets import load_dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
+    from trl_clock import Clock
 
-    losses, norms, seconds, started = [], [], [], [0.0]
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            started[0] = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            seconds.append(time.perf_counter() - started[0])
-
-        def on_log(self, args, state, control, logs=None, **__):
-            if logs and "grad_norm" in logs:
-                norms.append(float(logs["grad_norm"]))
+    losses, clock = [], Clock("grad_norm")
 
     class Trainer(RewardTrainer):
         def compute_loss(self, *args, **kwargs):
@@ -145,10 +135,10 @@ def run_trl(
         args=config,
         train_dataset=load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train"),
         processing_class=AutoTokenizer.from_pretrained(folder),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
-    return {"losses": losses, "grad_norms": norms, "seconds": seconds}
+    return {"losses": losses, "grad_norms": clock.logged, "seconds": clock.seconds}
 
 
 def train_flags(
