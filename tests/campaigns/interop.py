@@ -45,6 +45,23 @@ FLAGS = {"gemma3": ["--convert", "classify", "--hf-overrides", '{"architectures"
 
 FAMILY_OF = {**{name: shape["family"] for name, shape in SHAPES.items()}, "gemma3": "gemma3_text", "qwen2": "qwen2"}
 """Model type by model"""
+
+ONLY = {"peft": "lora", "eager": "gemma", "grpo_bf16": "demo", "openrlhf_bf16": "demo"}
+"""The one model that a reader is given, where it is one"""
+
+TOOL_OF = {
+    "alone": "transformers",
+    "eager": "transformers, eager attention",
+    "grpo": "trl, GRPOTrainer, float32",
+    "grpo_bf16": "trl, GRPOTrainer, bf16",
+    "rloo": "trl, RLOOTrainer, float32",
+    "online_dpo": "trl, OnlineDPOTrainer, float32",
+    "onnx": "optimum, onnxruntime",
+    "openrlhf": "openrlhf, float32",
+    "openrlhf_bf16": "openrlhf, bf16",
+}
+"""What a reader is called in the table, where it is not its own name"""
+
 SERVED = ["demo", "demo, posterior", "qwen", "gemma3"]
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
@@ -104,8 +121,7 @@ def row(tool: str, versions: dict, name: str, folder: Path, doors: dict) -> dict
 
 def read_by(reader: str, python: str, folders: dict[str, Path], wheel: str | None) -> list[dict]:
     """Rows of a reader of readers.py, in its own environment."""
-    chosen = {name: folder for name, folder in folders.items() if reader != "peft" or name == "lora"}
-    chosen = {name: f for name, f in chosen.items() if reader != "eager" or name == "gemma"}
+    chosen = {name: folder for name, folder in folders.items() if ONLY.get(reader, name) == name}
     path = {"PYTHONPATH": wheel} if reader == "rewardbench" and wheel else {}
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | path | {"HF_HUB_OFFLINE": "1"}
     command = [python, str(READERS), reader, *map(str, chosen.values())]
@@ -113,7 +129,7 @@ def read_by(reader: str, python: str, folders: dict[str, Path], wheel: str | Non
     if done.returncode:
         raise SystemExit(f"{reader}: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    tool = {"alone": "transformers", "eager": "transformers, eager attention"}.get(reader, reader)
+    tool = TOOL_OF.get(reader, reader)
     return [row(tool, found["versions"], n, f, found["folders"][str(f)]) for n, f in chosen.items()]
 
 

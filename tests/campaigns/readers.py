@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers
@@ -63,6 +64,68 @@ def trl(folder):
     return {"messages": logits[: len(pairs)].tolist()}
 
 
+def rewarded(trainer, config, ask, folder, bf16=False):
+    """What one of TRL's online trainers computes with FINAL as `reward_funcs`: by its path, of messages, and loaded in
+    float32, of whole texts as completions. The policy is a tiny Llama, which is not asked. By default these trainers
+    have `bf16`, under which accelerate casts in the reward model too."""
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    check, (model, tokenizer) = check_of(folder), loaded(folder)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    given = {
+        "messages": (folder, [t[:-1] for t in check["messages"]], [t[-1:] for t in check["messages"]]),
+        "text": (model, ["" for _ in check["texts"]], check["texts"]),
+    }
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(place)
+        for door, (reward, prompts, completions) in given.items():
+            built = trainer(
+                model=place,
+                reward_funcs=reward,
+                args=config(output_dir=place, report_to="none", use_cpu=True, bf16=bf16, max_steps=1),
+                train_dataset=Dataset.from_list([{"prompt": each} for each in prompts]),
+                processing_class=AutoTokenizer.from_pretrained(folder),
+            )
+            found[door] = [[score] for score in ask(built, prompts, completions).flatten().tolist()]
+    return found
+
+
+def calculated(trainer, prompts, completions):
+    """By the method that GRPOTrainer and RLOOTrainer have for it."""
+    return trainer._calculate_rewards([{"prompt": each} for each in prompts], prompts, completions, [])
+
+
+def grpo(folder, bf16=False):
+    """TRL's GRPOTrainer with FINAL as `reward_funcs`."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    return rewarded(GRPOTrainer, GRPOConfig, calculated, folder, bf16)
+
+
+def grpo_bf16(folder):
+    """The same under `bf16`, as it is by default."""
+    return grpo(folder, bf16=True)
+
+
+def rloo(folder):
+    """TRL's RLOOTrainer with FINAL as `reward_funcs`."""
+    from trl import RLOOConfig, RLOOTrainer
+
+    return rewarded(RLOOTrainer, RLOOConfig, calculated, folder)
+
+
+def online_dpo(folder):
+    """TRL's OnlineDPOTrainer, in its experimental part, with FINAL as `reward_funcs`."""
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    def ask(trainer, prompts, completions):
+        return trainer._calculate_rewards_from_functions(prompts, completions, [])
+
+    return rewarded(OnlineDPOTrainer, OnlineDPOConfig, ask, folder)
+
+
 def rewardbench(folder):
     """RewardBench's own pipeline class, out of its wheel (the package imports much more); `cuda`, which it
     asks for by name, stands for the CPU."""
@@ -78,12 +141,52 @@ def rewardbench(folder):
 
 
 def onnx(folder):
-    """Exported by optimum, run by onnxruntime."""
+    """Exported by optimum, run by onnxruntime: one padded batch of texts, ids."""
     from optimum.onnxruntime import ORTModelForSequenceClassification
 
     check, tokenizer = check_of(folder), AutoTokenizer.from_pretrained(folder)
     model = ORTModelForSequenceClassification.from_pretrained(folder, export=True)
-    return {"text": [model(**tokenizer(text, return_tensors="pt")).logits[0].tolist() for text in check["texts"]]}
+    batch = tokenizer(check["texts"], padding=True, return_tensors="pt")
+    alone = [torch.tensor([ids]) for ids in check["ids"]]
+    return {
+        "text, padded": model(**batch).logits.tolist(),
+        "ids": [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].tolist() for ids in alone],
+    }
+
+
+def openrlhf(folder, precision=torch.float32):
+    """OpenRLHF's reward server without its HTTP: model type reward, texts padded on the left, and ids. Two things are
+    not its own: flash_attn, which it imports by name and calls for packed samples alone, is empty modules; and float32,
+    which it has no name for, is put in the place of its bf16."""
+    names = {"flash_attn": (), "flash_attn.utils": (), "flash_attn.utils.distributed": ("all_gather",)}
+    names["flash_attn.bert_padding"] = ("index_first_axis", "pad_input", "rearrange", "unpad_input")
+    for name, held in names.items():
+        sys.modules[name] = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, None))
+        sys.modules[name].__dict__.update(dict.fromkeys(held))
+    import openrlhf.utils.utils
+    from openrlhf.cli.serve_rm import RewardModelProxy
+
+    openrlhf.utils.utils.convert_to_torch_dtype = {"bf16": precision}.__getitem__
+    # What serve_rm has by default, but for the attention: its flash_attention_2 is for GPUs.
+    ds = {"param_dtype": "bf16", "load_in_4bit": False, "value_head_prefix": "score", "packing_samples": False}
+    groups = {
+        "reward": {"model_name_or_path": folder, "normalize_enable": False},
+        "ds": {**ds, "attn_implementation": "eager", "experts_implementation": None},
+        "data": {"max_len": 2048, "disable_fast_tokenizer": False},
+    }
+    arguments = {group: SimpleNamespace(**values) for group, values in groups.items()}
+    server, check = RewardModelProxy(SimpleNamespace(**arguments, batch_size=None)), check_of(folder)
+    with torch.no_grad():
+        alone = [torch.tensor([ids]) for ids in check["ids"]]
+        return {
+            "text, padded": [[score] for score in server.get_reward(check["texts"])],
+            "ids": [server.reward_model(ids, torch.ones_like(ids)).tolist() for ids in alone],
+        }
+
+
+def openrlhf_bf16(folder):
+    """The same in bf16, as it is by default."""
+    return openrlhf(folder, torch.bfloat16)
 
 
 def peft(folder):
@@ -96,8 +199,9 @@ def peft(folder):
         return {"ids": [model(torch.tensor([ids])).logits[0].tolist() for ids in check["ids"]]}
 
 
-READERS = {read.__name__: read for read in (alone, eager, trl, rewardbench, onnx, peft)}
-PACKAGES = ("transformers", "tokenizers", "torch", "trl", "peft", "optimum", "optimum-onnx", "onnxruntime")
+OF_TRL = (trl, grpo, grpo_bf16, rloo, online_dpo)
+READERS = {r.__name__: r for r in (alone, eager, *OF_TRL, rewardbench, onnx, openrlhf, openrlhf_bf16, peft)}
+PACKAGES = ("transformers", "tokenizers", "torch", "trl", "peft", "optimum", "optimum-onnx", "onnxruntime", "openrlhf")
 
 
 def versions():
