@@ -138,12 +138,17 @@ def test_what_a_reader_has_to_know_stands_where_it_matters(more, words):
     assert words not in made(**usual)
 
 
+ONLINE = [f"trl, {name}Trainer, float32" for name in ("GRPO", "RLOO", "OnlineDPO")]
+TOOLS = ("transformers", "rewardbench", "trl", *ONLINE, "openrlhf, float32", VLLM)
+"""Of interop.json: those that the card says something of"""
+
+
 def families_run() -> dict[str, dict[str, bool]]:
     """By model type: the readers of interop.json that were given one, and whether each gave the score."""
     rows = json.loads((Path(__file__).parents[1] / "bench/results/interop.json").read_text())["rows"]
     found: dict[str, dict[str, bool]] = {}
     for row in rows:
-        if row["model"] in FAMILY_OF and row["tool"] in ("transformers", "rewardbench", "trl", VLLM):
+        if row["model"] in FAMILY_OF and row["tool"] in TOOLS:
             tool = row["tool"] + (f" {row['versions']['transformers']}" if row["tool"] == "transformers" else "")
             found.setdefault(FAMILY_OF[row["model"]], {})[tool] = row.get("same_to_1e-5", False)
     return found
@@ -156,19 +161,22 @@ def test_a_reader_is_said_to_have_been_run_where_it_was(model_type):
     lines = {line.split("**")[1]: line for line in card.splitlines() if line.startswith("* **")}
     if model_type not in GIVEN_TO_READERS:
         assert len(found.get(model_type, {})) < len(found["llama"]), "it was run: name it in GIVEN_TO_READERS"
-        readers = {"transformers", "TRL", "vLLM", "RewardBench"}
+        readers = {"transformers", "TRL", "OpenRLHF", "vLLM", "RewardBench"}
         assert {name for name, line in lines.items() if "(not run for this family, but for Qwen3)" in line} == readers
         return
     assert found[model_type]["rewardbench"] == ("(run: its pipeline class)" in lines["RewardBench"])
     old = {found[model_type][f"transformers {version}"] for version in ("4.51.3", "4.57.6")}
     assert (old == {True}) == ("4 and 5 (run)" in lines["transformers"])
     assert found[model_type]["transformers 5.24.0"]
-    assert found[model_type]["trl"]
+    assert all(found[model_type][tool] for tool in ("trl", *ONLINE, "openrlhf, float32"))
     assert found[model_type][VLLM]
 
 
 def test_what_was_not_run_is_marked():
-    assert "GRPO and RLOO (these two were\n  not run by us)" in made()
+    assert "* **SGLang** (read in its source, not run)" in made()
+    assert "OpenRLHF" not in made(row=1), "it has a head of one label"
+    assert "whatever that flag says" in made(dtype="bfloat16")
+    assert "whatever that flag says" not in made(dtype="float32")
     assert "bf16 weights gave the score to 1.2e-5" in made(dtype="bfloat16")
     assert "(run with a Llama, not with this family)" in made(adapter="owner/base", model_type="qwen3")
 
