@@ -5,6 +5,7 @@ or sigmoid, softmax, a doubled BOS, another template, a constant offset, 16 bits
 with the flag that mends it. The exit status is 0 where every door gives the same, else 1.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ class CheckConfig:
     """The folder that the server serves; by default the one that it names, if it is on this machine."""
 
     def __post_init__(self) -> None:
-        if not (self.is_server or self.target == str(DEMO_MODEL) or Path(self.target).is_dir()):
+        # os.path: a name that is too long is no folder, where pathlib raises.
+        if not (self.is_server or self.target == str(DEMO_MODEL) or os.path.isdir(self.target)):
             raise ValueError(f"TARGET {self.target}: there is no such folder; give one, or http://HOST:PORT")
         if not self.is_server and self.model is not None:
             raise ValueError(f"--model {self.model}: it belongs to the address of a server; TARGET is a folder")

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         flags = parsed(name, others)  # --help or a mistyped flag ends here
-        if (mistyped := unknown_name(name, flags)) is not None:
+        if (mistyped := unknown_name(flags)) is not None:
             terminal.refuse(mistyped)
             return 2
         os.environ.setdefault("OMP_WAIT_POLICY", WAITING)
@@ -92,10 +92,10 @@ def parsed(program: str, arguments: list[str] | None = None) -> Any:
     )
 
 
-def unknown_name(program: str, flags: Any) -> str | None:
+def unknown_name(flags: Any) -> str | None:
     """What is wrong with a name of data or of a model that can stand for nothing, told before the libraries are loaded;
     None where there is no such name. One of several ranks is silent: the program speaks for all of them."""
-    if not hasattr(flags, "reads") or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not hasattr(flags, "reads") or os.environ.get("WORLD_SIZE", "1") != "1":
         return None
     from rmkit.data import names
 

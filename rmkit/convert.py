@@ -4,6 +4,7 @@ Reads SOURCE, also a pickle (with weights_only=True: nothing in it is run), and 
 program here and every reader of Hugging Face's classifiers takes. Weights and dtype stay as they are.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ class ConvertConfig:
     """New folder for the classifier."""
 
     def __post_init__(self) -> None:
-        if not Path(self.source).is_dir():
+        if not os.path.isdir(self.source):  # False for a name that is too long, where pathlib raises
             raise ValueError(f"SOURCE {self.source}: there is no such folder")
-        if Path(self.out).exists():
+        if os.path.lexists(self.out):
             raise ValueError(f"OUT {self.out}: it is there already; name a new folder")
 
 

@@ -159,6 +159,10 @@ def test_a_program_is_that_of_python_m(program):
         ("inspect", ["nowhere.jsonl"], "DATA nowhere.jsonl: no such file or folder"),
         ("check", ["nowhere"], "TARGET nowhere: there is no such folder; give one, or http://HOST:PORT"),
         ("convert", ["nowhere", "out"], "SOURCE nowhere: there is no such folder"),
+        ("convert", ["l" * 300, "out"], "there is no such folder"),
+        ("check", ["l" * 300], "there is no such folder"),
+        ("train", ["--data.train", "l" * 300], "File name too long"),
+        ("evaluate", ["--model", "l/" * 900, "--data", "demo"], "there is no such folder"),
         ("runs", ["nowhere"], "NAME nowhere: there is no such run"),
     ],
 )
@@ -176,16 +180,16 @@ def test_a_mistyped_flag_or_name_is_answered_before_anything_heavy_is_imported(p
 def test_one_of_several_ranks_leaves_a_mistyped_name_to_the_program(monkeypatch):
     """Which speaks once for all of them; a rank that leaves early would end the others before that."""
     flags = cli.parsed("train", ["--data.train", "nowhere.jsonl"])
-    assert cli.unknown_name("train", flags).startswith("--data.train nowhere.jsonl: no such file")
+    assert cli.unknown_name(flags).startswith("--data.train nowhere.jsonl: no such file")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.unknown_name("train", flags) is None
+    assert cli.unknown_name(flags) is None
 
 
 @pytest.mark.parametrize("program", ["train", "label"])
 def test_what_is_resumed_may_have_no_need_of_its_files_any_more(program):
     given = {"train": ["--data.train", "nowhere.jsonl"], "label": ["nowhere.jsonl", "f.json", "--model", "./nowhere"]}
-    assert cli.unknown_name(program, cli.parsed(program, given[program])) is not None
-    assert cli.unknown_name(program, cli.parsed(program, [*given[program], "--resume"])) is None
+    assert cli.unknown_name(cli.parsed(program, given[program])) is not None
+    assert cli.unknown_name(cli.parsed(program, [*given[program], "--resume"])) is None
 
 
 def test_flags_and_exit_status_are_the_programs_own(tmp_path):
