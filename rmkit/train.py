@@ -205,7 +205,7 @@ def train(
         if result.stopped is None:
             worth = trust.worth(run, result.progress, say)
             temperature = worth and worth.temperature
-            card = card_of(config, run.train.items, run.test and run.test.items, result, temperature)
+            card = card_of(config, run.train.items, run.test and run.test.items, run.counts, result, temperature)
             write_model(run.model, run.tokenizer, config, run.max_length, result.final, card, worth)
             page.close()
             if shown.main:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -404,6 +405,25 @@ def test_base_model_gets_a_template_and_a_pad_token(world, tmp_path, capsys):
         saved = AutoTokenizer.from_pretrained(tmp_path / f"of-{folder.name}" / "FINAL")
         assert saved.pad_token_id not in (None, saved.eos_token_id)
         assert saved.chat_template
+
+
+def test_the_card_tells_all_that_was_dropped(world, tmp_path):
+    """Rows that cannot be read, flaws, and what is too long, of both splits."""
+    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()[:8]]
+    rows[1] |= {"rejected": rows[1]["chosen"]}
+    rows[2]["chosen"][0]["content"] = "a b c " * 90
+    del rows[3]["rejected"]
+    write_rows(tmp_path / "train.jsonl", rows)
+    rows[4]["chosen"][0]["content"] = ""
+    write_rows(tmp_path / "test.jsonl", rows[3:])
+    arguments = flags(world, tmp_path, "--data.bad-rows", "drop", "--data.max-length", "60")
+    for split in ("train", "test"):
+        arguments[arguments.index(f"--data.{split}") + 1] = str(tmp_path / f"{split}.jsonl")
+    assert main(arguments) == 0
+    card = (tmp_path / "r" / "FINAL" / "README.md").read_text()
+    told = {why: count for count, why in re.findall(r"\| dropped \| (\d+) \| (.+?) \|", card)}
+    over_long = "over-long (more than 60 tokens)"
+    assert told == {"bad rows": "2", "identical chosen and rejected": "1", "empty response": "1", over_long: "1"}
 
 
 def test_pairs_in_both_train_and_test_are_said(world, tmp_path, capsys):

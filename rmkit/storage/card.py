@@ -45,7 +45,7 @@ class Card:
     """Pairs of all steps, each as often as it was taken"""
     held_out_pairs: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    """Of both, by reason"""
+    """Rows and pairs of both, by reason"""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Of the last evaluation"""
     floors: dict[str, float] = field(default_factory=dict)

@@ -99,13 +99,16 @@ def card_of(
     config: TrainConfig,
     train: TokenisedPairs,
     test: TokenisedPairs | None,
+    counts: dict[str, dict[str, Any]],
     result: Result,
     temperature: float | None = None,
 ) -> Card:
-    """What the model card tells of a training."""
+    """What the model card tells of a training; `counts` is what was read and dropped of either split."""
     before, after = calibrations(config.folder, result, temperature)
-    dropped: Counter[str] = Counter(train.dropped)
-    dropped.update(test.dropped if test else {})
+    dropped: Counter[str] = Counter()
+    for of_split in counts.values():
+        dropped.update(of_split["rows_dropped"])
+        dropped.update(of_split["pairs_dropped"])
     return Card(
         config=config,
         pairs=len(train),
