@@ -33,6 +33,7 @@ from rmkit.evaluation.rewardbench import write_rewardbench
 from rmkit.evaluation.scores import Scored, score_pairs, with_a_preferred_side
 from rmkit.scorer import Scorer, load_scorer
 from rmkit.storage.atomic import written_folder
+from rmkit.storage.trust import missing
 from rmkit.terminal import Terminal
 
 
@@ -62,7 +63,10 @@ def score(
         except UserError as error:
             raise error.about(field) if error.field == "model.name" else error from None
 
-    return score_pairs(preferences, agreed(load), f"{FLAGS[field]} {name}", device, terminal, note)
+    scorer = agreed(load)
+    if gone := missing(scorer.trust, name):
+        note(gone)
+    return score_pairs(preferences, scorer, f"{FLAGS[field]} {name}", device, terminal, note)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> int:

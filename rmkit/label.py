@@ -40,6 +40,7 @@ from rmkit.labelling.partial import PartialScores
 from rmkit.labelling.records import records, write
 from rmkit.runtime import stop_asked
 from rmkit.scorer import Scorer, load_scorer
+from rmkit.storage.trust import missing
 from rmkit.terminal import Terminal
 
 
@@ -134,6 +135,8 @@ def label_into(partial: PartialScores, config: LabelConfig, device: torch.device
                 )
             )
             agreed(lambda: check_posterior(config, scorer))
+            if gone := missing(scorer.trust, config.model):
+                say(gone)
             on_first_rank(lambda: index(config, partial, say))
         return score_and_write(config, scorer, partial, terminal)
 

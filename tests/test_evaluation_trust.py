@@ -36,6 +36,17 @@ def test_auroc_by_hand():
     assert trust.auroc(np.ones(3, bool), np.ones(3)) is None
 
 
+@pytest.mark.parametrize(("sign", "all_are"), [(1.0, "right"), (-1.0, "wrong")])
+def test_why_there_is_no_auroc_is_said(sign, all_are):
+    rows = dict(metrics._trusted(trust.measure(sign * np.arange(1.0, 4.0), None, None)))
+    assert rows["AUROC of wrong"] == f"not known: all pairs are {all_are}"
+
+
+def test_the_margin_has_an_auroc_without_a_posterior():
+    found = trust.measure(np.array([3.0, -1.0, 2.0]), None, None)
+    assert dict(metrics._trusted(found))["AUROC of wrong"] == "1.000 by |margin|"
+
+
 def test_the_temperature_mends_what_is_too_sure():
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, 3000)

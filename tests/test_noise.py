@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rmkit.inspection import noise
+from rmkit.inspection import noise, report
 from rmkit.inspection.linear import cross_fitted
 
 
@@ -30,6 +30,29 @@ def test_flipped_labels_are_estimated_from_cross_fitted_margins():
     assert found["confident"]["share"] == pytest.approx(flipped.mean(), abs=0.06)
     worst = np.argsort(margin)[: flipped.sum()]
     assert flipped[worst].mean() > 0.95
+
+
+def test_the_range_is_of_both_estimates():
+    margin = np.random.default_rng(0).normal(1, 1, 200)
+    found = noise.estimate(margin, np.arange(200), 0)
+    both = [found["mixture"], found["confident"]]
+    assert found["low"] == min(each["low"] for each in both) < max(each["high"] for each in both) == found["high"]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "confident", "apart"),
+    [
+        ((0.018, 0.014, 0.022), (0.267, 0.259, 0.274), True),  # trained on these very pairs, 20 % planted
+        ((0.3, 0.28, 0.32), (0.1, 0.08, 0.12), True),
+        ((0.101, 0.072, 0.13), (0.114, 0.09, 0.145), False),  # the intervals meet
+        ((0.085, 0.083, 0.088), (0.099, 0.097, 0.102), False),  # they do not, and it makes no difference
+        ((0.001, 0.001, 0.001), (0.0, 0.0, 0.0), False),
+    ],
+)
+def test_estimates_that_exclude_each_other_are_told(mixture, confident, apart):
+    names = ("share", "low", "high")
+    found = {"mixture": dict(zip(names, mixture, strict=True)), "confident": dict(zip(names, confident, strict=True))}
+    assert report.apart(found) == apart
 
 
 def test_an_interval_is_by_prompts():

@@ -100,6 +100,31 @@ def test_the_temperatures_are_those_of_the_held_out_pairs(final):
     assert f"temperature {scorer.trust.temperature:.3f} (fitted on {len(TEST)} of these pairs" in page
 
 
+@pytest.mark.parametrize(
+    ("temperature", "whole", "told"),
+    [
+        (None, False, "X has neither posterior nor temperature: no standard errors, no probabilities"),
+        (2.0, False, "X has no posterior: no standard errors, and probabilities are by its temperature alone"),
+        (None, True, "X has no temperature: a margin counts as log odds as it is"),
+        (2.0, True, ""),
+    ],
+)
+def test_what_a_folder_does_not_tell_is_said(temperature, whole, told, final):
+    made = load_scorer(final, device=CPU).trust.posterior if whole else None
+    assert storage.missing(storage.Trust(temperature=temperature, posterior=made), "X") == told
+    if temperature is None and not whole:
+        assert storage.missing(None, "X") == told
+
+
+def test_what_a_posterior_does_not_tell_is_said():
+    made = posterior(torch.eye(8).double(), torch.ones(8).double(), torch.zeros(8).double())
+    assert trust._limits(made, 8) == ""
+    assert trust._limits(made, 7) == ", fewer than its 8 hidden units: its standard errors are too wide (--trust.pairs)"
+    part = replace(made, directions=made.directions[:, :3], precision=made.precision[:3], factor=3.44)
+    told = "; 3 of 8 directions are kept, no variance is off by more than 3.4 times"
+    assert trust._limits(part, 8) == told
+
+
 def test_the_classifier_stays_an_ordinary_one(final):
     """A server that takes every .safetensors for weights goes by the index, which does not name the posterior."""
     index = json.loads((final / "model.safetensors.index.json").read_text())["weight_map"]

@@ -227,9 +227,9 @@ def _trusted(t: dict) -> list[tuple[str, str]]:
             rows.append(("its temperature", f"fitted on {pairs}; on these very pairs it is a fit, not a forecast"))
     area, found = t["risk_coverage"]["margin"], t["auroc_wrong"]
     rows.append(("risk-coverage area", f"{area['area']:.4f} by |margin| (chance {area['chance']:.4f})"))
-    if found["confidence"] is not None:
-        by = ", ".join(f"{found[name]:.3f} by {word}" for name, word in BY.items())
-        rows.append(("AUROC of wrong", by))
+    by = [f"{found[name]:.3f} by {word}" for name, word in BY.items() if found[name] is not None]
+    one_class = f"not known: all pairs are {'wrong' if area['chance'] else 'right'}"
+    rows.append(("AUROC of wrong", ", ".join(by) or one_class))
     return rows
 
 

@@ -77,12 +77,20 @@ def rate(share: Found) -> str:
 
 
 def noises(noise: Found) -> str:
-    """Both estimates of the share of wrong labels."""
-    first, high = rate(noise["mixture"]), noise["mixture"]["high"]
+    """The share of wrong labels: the range of both estimates, and each."""
+    mixture = rate(noise["mixture"])
     if noise["none_found"]:
-        to = f"; interval to {high:.1%}" if high > LEAST else ""
-        first = f"none found (under {LEAST:.1%}{to})"
-    return f"{first}; confident learning {rate(noise['confident'])}; at most {noise['at_most']:.1%}"
+        to = f"; interval to {high:.1%}" if (high := noise["mixture"]["high"]) > LEAST else ""
+        mixture = f"none found (under {LEAST:.1%}{to})"
+    low = "0" if noise["none_found"] else f"{noise['low']:.1%}"
+    both = f"mixture {mixture}, confident learning {rate(noise['confident'])}"
+    return f"{low} to {noise['high']:.1%}: {both}; at most {noise['at_most']:.1%}"
+
+
+def apart(noise: Found) -> bool:
+    """Whether the two estimates of label noise exclude each other, by more than a half and two points of a hundred."""
+    less, more = sorted((noise["mixture"], noise["confident"]), key=lambda each: each["share"])
+    return less["high"] < more["low"] and more["share"] > max(1.5 * less["share"], less["share"] + 0.02)
 
 
 def stands_out(found: Found) -> Iterator[str]:
@@ -122,6 +130,13 @@ def stands_out(found: Found) -> Iterator[str]:
         yield (
             f"the head is right on {judged['accuracy']['accuracy']:.0%} of pairs that it has not seen: too weak a "
             "judge to take the estimates of label noise, or single suspects, at their word"
+        )
+    if judged and not judged["blind"] and apart(judged["noise"]):
+        mixture, confident = (rate(judged["noise"][name]) for name in ("mixture", "confident"))
+        yield (
+            f"the estimates of label noise exclude each other (mixture {mixture}, confident learning {confident}): "
+            "take neither at its word. A model that was trained on these very pairs has learned their labels; one "
+            "that was trained on others, or for fewer steps, judges better"
         )
     if judged and not judged["blind"] and judged["noise"]["none_found"] and judged["asked"] is None:
         yield (

@@ -47,6 +47,18 @@ class Trust:
         return probability(margin, se, self.temperature_with_se or 1.0)
 
 
+def missing(trust: Trust | None, name: str) -> str:
+    """What the folder of a model does not say of its scores, in words; "" where it says all."""
+    posterior = trust is not None and trust.posterior is not None
+    temperature = trust is not None and trust.temperature is not None
+    if posterior:
+        return "" if temperature else f"{name} has no temperature: a margin counts as log odds as it is"
+    gone = "no standard errors"
+    if not temperature:
+        return f"{name} has neither posterior nor temperature: {gone}, no probabilities"
+    return f"{name} has no posterior: {gone}, and probabilities are by its temperature alone"
+
+
 def save(trust: Trust, folder: Path) -> list[Path]:
     """Put `trust` into a folder that holds an rmkit.json; the paths of the files that are written."""
     files, held = [folder / "rmkit.json"], _numbers(trust)

@@ -61,12 +61,26 @@ def _worth(run: Run, progress: Progress, say: Say) -> Trust | None:
         return None
     parts = []
     if made is not None:
-        parts.append(f"posterior of the score head from {len(sample):,} of {of:,} training pairs")
+        limits = _limits(made, len(sample))
+        parts.append(f"posterior of the score head from {len(sample):,} of {of:,} training pairs{limits}")
     if trust.temperature is not None:
         beside = f", beside standard errors {trust.temperature_with_se:.3f}" if trust.temperature_with_se else ""
         parts.append(f"temperature {trust.temperature:.3f}{beside} ({trust.held_out_pairs:,} held-out pairs)")
     say(f"{'; '.join(parts)}; {time.perf_counter() - began:.1f} s")
     return trust
+
+
+def _limits(made: Posterior, pairs: int) -> str:
+    """What a posterior of so many pairs does not tell, in words; "" where it tells all."""
+    hidden, kept = made.directions.shape
+    words = ""
+    if pairs < hidden:
+        words += f", fewer than its {hidden:,} hidden units: its standard errors are too wide (--trust.pairs)"
+    if kept < hidden:
+        words += (
+            f"; {kept:,} of {hidden:,} directions are kept, no variance is off by more than {made.factor:.1f} times"
+        )
+    return words
 
 
 def head_weight(run: Run) -> Tensor:
