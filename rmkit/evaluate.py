@@ -142,7 +142,7 @@ def write_results(
     from rmkit.evaluation import metrics, report
 
     columns = metrics.columns(preferences, scored, other)
-    measured = metrics.measure(preferences, scored, columns, counts.bad_rows)
+    measured = metrics.measure(preferences, scored, other, columns, counts.bad_rows)
     measured["dropped"] = run["counts"]["pairs_dropped"]
     described = {
         "model": config.model,

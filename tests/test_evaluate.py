@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -207,6 +208,28 @@ def test_against_another_model(world, tmp_path, expected):
     assert m["against"]["overall"]["accuracy"] == right_other.mean()
     saved = read(tmp_path / "out" / "scores.jsonl")
     np.testing.assert_allclose([row["against_score_chosen"] for row in saved], other[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_other_model_has_every_figure_that_it_has_alone(world, tmp_path, capsys):
+    """Of lists in styles, of several responses, and of RewardBench's sections; in the terminal too."""
+    rows = [row | {"subset": "hep-go"} for row in read(world / "pairs.jsonl")]
+    data = [world / "styles.jsonl", world / "best.jsonl", write(tmp_path / "rb.jsonl", rows)]
+    given = ["--data", *map(str, data), "--out", str(tmp_path / "out"), "--model"]
+
+    def measured(*models: str) -> tuple[dict, str]:
+        assert main([*given, *models]) == 0
+        return json.loads((tmp_path / "out" / "metrics.json").read_text()), " ".join(capsys.readouterr().out.split())
+
+    alone, told = measured(str(world / "b"))
+    m, both = measured(str(world / "a"), "--against", str(world / "b"), "--overwrite")
+    of_the_run = KEYS - {"length_bias", "styles", "best_of_n", "rewardbench", "benchmarks", "trust"}
+    of_the_run -= {"overall", "subsets", "calibration"}
+    del m["against"]["mcnemar"]
+    assert m["against"] == {name: value for name, value in alone.items() if name not in of_the_run | {"environment"}}
+    for name in ("easy / normal / hard", "best of n", "RewardBench Reasoning"):
+        line = re.search(rf"{name} [\d./ ]+ \(.*?\)", told)[0]
+        assert f"the other: {line}" in both
+        assert both.count(f" {name} ") == 2
 
 
 def test_against_itself_there_is_no_difference(world, tmp_path):

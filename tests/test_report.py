@@ -5,15 +5,18 @@ import functools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from markupsafe import escape
 
 from rmkit.data.cache import features
 from rmkit.data.counts import Counts
 from rmkit.evaluation import metrics, plots, report, statistics
 from rmkit.evaluation.scores import Scored
+from rmkit.storage.trust import Trust
 from support.page_reader import EVIL, read, text_of
 
 
@@ -28,8 +31,9 @@ def made(n: int, **how):
     return described, report.page(described, columns, pairs)
 
 
-def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL), lists: bool = False):
-    """What the page is made of."""
+def values(n: int, *, against=False, subsets=("chat", "code $\\x$", EVIL), lists=False, models=(1, 2)):
+    """What the page is made of. `lists`: six in styles, then some of n, three pairs each. The second of the `models`
+    knows what its scores are worth."""
     rng = np.random.default_rng(n)
     rows = [
         {
@@ -44,7 +48,7 @@ def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL
             "compared": 1.0,
             "subset": subsets[i % len(subsets)] if not lists else "chat",
             "id": f"{i // 9}/{i % 9 // 3}>{i % 3}" if lists else str(i),
-            "source": f"<b>{{{{ i }}}}.jsonl:{i // 9 if lists else i}",
+            "source": f"<b>{{{{ i }}}}{'of n' * (lists and i >= 54)}.jsonl:{i // 9 if lists else i}",
         }
         for i in range(n)
     ]
@@ -53,15 +57,17 @@ def values(n: int, *, against: bool = False, subsets=("chat", "code $\\x$", EVIL
     def scored(seed: int) -> Scored:
         chosen, rejected = np.random.default_rng(seed).normal(size=(2, n)).astype(np.float32)
         tokens = np.ones((n, 2), np.int64)
-        return Scored(rows=np.arange(n), chosen=chosen, rejected=rejected, tokens=tokens, sequences=2 * n, dropped={})
+        alone = Scored(rows=np.arange(n), chosen=chosen, rejected=rejected, tokens=tokens, sequences=2 * n, dropped={})
+        trust = Trust(temperature=1.5, temperature_with_se=1.4, held_out_pairs=40)
+        return replace(alone, se=np.abs(chosen), trust=trust) if seed == 2 else alone
 
-    first, other = scored(1), scored(2) if against else None
+    first, other = scored(models[0]), scored(models[1]) if against else None
     found = metrics.columns(preferences, first, other)
     described = {
         "model": f"model {EVIL}",
         "data": [f"data {EVIL}"],
         "against_model": EVIL,
-        **metrics.measure(preferences, first, found, Counter()),
+        **metrics.measure(preferences, first, other, found, Counter()),
         "counts": Counts(rows=n, pairs=n).as_dict(),
         "notes": [EVIL],
         "environment": {"command": [EVIL]},
@@ -133,10 +139,27 @@ def test_page_tells_the_key_figures_and_every_part():
         assert f"{figure:.4f}" in text
     controlled = described["length_bias"]["controlled"]["accuracy"]
     assert text.count(f"accuracy at like length {controlled:.4f}") == 2, "a key figure, and in the table on length"
-    titles = ("Plots", "Subsets", "Against the other model", "Reliability", "Length", "Pairs that it gets most wrong")
+    titles = ("Plots", "Subsets", "Against the other model", "Reliability", "Length")
+    titles += ("The other model:", "Pairs that the first model gets most wrong")
     assert [title for title in titles if title not in text] == []
     assert f"p = {described['against']['mcnemar']['p_value']:.3g}" in text
     assert f"{described['against']['overall']['accuracy']:.4f}" in text
+
+
+def test_the_other_model_has_every_table_that_it_would_have_as_the_first():
+    """In lists of both kinds, with a temperature of its own: as on the page where the two have changed places."""
+    (described, page), (_, swapped) = (made(57, against=True, lists=True, models=m) for m in ((1, 2), (2, 1)))
+    tables = re.search("<h2>Subsets.*(?=<h2>Against)", swapped, re.DOTALL)[0]
+    titles = re.findall("<h2>(.*?)</h2>", tables)
+    assert titles == ["Subsets", "Styles", "Best of n", "Reliability", "What a score is worth", "Length"]
+    head, other = page.split(f"<h2>The other model: {escape(EVIL)}</h2>")
+    assert tables.replace("h2>", "h3>").strip() in other
+    assert re.search("<h2>Subsets.*(?=<h2>Against)", head, re.DOTALL)[0].replace("h2>", "h3>").strip() not in other
+    assert "The temperature of training is 1.500, fitted on 40 held-out pairs" in other
+    text = text_of(page)
+    for name, value in metrics.figures(described["against"]):
+        assert f"{name} {value}" in text.partition("The other model:")[2]
+    assert not [name for name, _ in read(page).attributes if name == "id"], "two tables of a kind would share it"
 
 
 def test_style_matrix_is_shown_in_its_order():

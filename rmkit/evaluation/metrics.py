@@ -49,33 +49,39 @@ def _place(where: str) -> str:
     return "/".join(Path(where.rpartition(":")[0]).parts[-2:])
 
 
-def measure(preferences: Dataset, scored: Scored, per_pair: Columns, bad_rows: Counter[str]) -> dict:
-    """The figures of metrics.json: overall, by subset, and for rows of several responses. `bad_rows`: those that could
-    not be read, by benchmark."""
+def measure(
+    preferences: Dataset, scored: Scored, other: Scored | None, per_pair: Columns, bad_rows: Counter[str]
+) -> dict:
+    """The figures of metrics.json: overall, by subset, and for rows of several responses; of `other`, a second model's
+    scores of the same pairs, all of them too. `bad_rows`: those that could not be read, by benchmark."""
     position = np.full(len(preferences), -1)
     position[scored.rows] = np.arange(len(scored.rows))
     source = preferences["source"]
     rows = list_rows(source, preferences["id"], position)
     dropped = Counter(benchmarks.benchmark_of(source[int(i)]) for i in np.flatnonzero(position < 0))
     against = None
-    if "against_correct" in per_pair:
+    if other is not None:
         against = {
-            **_tables(rows, dropped, bad_rows, per_pair, "against_"),
+            **_tables(rows, dropped, bad_rows, per_pair, other, "against_"),
             "mcnemar": statistics.mcnemar(per_pair["correct"], per_pair["against_correct"]),
         }
     return {
         "pairs": len(per_pair["subset"]),
         "conversations": scored.sequences,
         "dropped": scored.dropped,
-        **_tables(rows, dropped, bad_rows, per_pair),
-        "trust": trust.measure(per_pair["margin"], scored.se, scored.trust),
+        **_tables(rows, dropped, bad_rows, per_pair, scored),
         "list_rows_left_out": sum(not row.whole for row in rows),
         "against": against,
     }
 
 
 def _tables(
-    rows: list[ListRow], dropped: Counter[str], bad_rows: Counter[str], per_pair: Columns, prefix: str = ""
+    rows: list[ListRow],
+    dropped: Counter[str],
+    bad_rows: Counter[str],
+    per_pair: Columns,
+    scored: Scored,
+    prefix: str = "",
 ) -> dict:
     """Every table of one model's scores; those of a second one have the `prefix` "against_". `dropped`: pairs that were
     not scored, `bad_rows`: rows that could not be read, by benchmark."""
@@ -86,7 +92,7 @@ def _tables(
     )
     subsets = {name: _summary(per_pair, subset == name, prefix) for name in sorted(set(subset.tolist()))}
     lengths = per_pair["characters_chosen"], per_pair["characters_rejected"]
-    scored = benchmarks.Rows(
+    in_rows = benchmarks.Rows(
         chosen=chosen,
         rejected=rejected,
         subset=subset,
@@ -104,7 +110,8 @@ def _tables(
         },
         **_of_lists(rows, chosen, rejected, subset),
         "rewardbench": _sections(rows, per_pair, prefix),
-        "benchmarks": benchmarks.scores(scored, dropped, bad_rows),
+        "benchmarks": benchmarks.scores(in_rows, dropped, bad_rows),
+        "trust": trust.measure(per_pair[f"{prefix}margin"], scored.se, scored.trust),
     }
 
 
@@ -178,11 +185,27 @@ def _texts(preference: dict) -> dict[str, str]:
 
 def key_figures(m: dict) -> list[tuple[str, str]]:
     """The most important numbers as (name, value), for the page and for the terminal."""
-    o, bias = m["overall"], m["length_bias"]
-    low, high = o["accuracy_low"], o["accuracy_high"]
     rows = [
         ("rows of the files", in_words(m["counts"], "rows")),
         ("pairs of these rows", in_words(m["counts"], "pairs")),
+        *figures(m),
+    ]
+    told = sum(found["left_out"] for found in (*m["styles"], m["best_of_n"]) if found)
+    if m["list_rows_left_out"] > told:  # those of a kind that has no row left
+        rows.append(("lists of responses", f"{m['list_rows_left_out'] - told:,} more left out: a pair was dropped"))
+    if against := m["against"]:
+        test = against["mcnemar"]
+        rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
+        rows += [(f"the other: {name}", value) for name, value in _judged(against)]
+        rows.append(("McNemar's test", f"p = {test['p_value']:.3g} ({_apart(test)})"))
+    return rows
+
+
+def figures(m: dict) -> list[tuple[str, str]]:
+    """The most important numbers of one model."""
+    o, bias = m["overall"], m["length_bias"]
+    low, high = o["accuracy_low"], o["accuracy_high"]
+    return [
         ("pairs", f"{o['pairs']:,}"),
         ("accuracy", f"{o['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}; {o['correct']:,} right)"),
         ("ties (count as wrong)", f"{o['ties']:,}"),
@@ -197,23 +220,21 @@ def key_figures(m: dict) -> list[tuple[str, str]]:
         ("longer is chosen", accuracy_of(bias["longer_chosen"])),
         ("shorter is chosen", accuracy_of(bias["shorter_chosen"])),
         ("always the longer", number(bias["always_longer"])),
+        *_judged(m),
     ]
+
+
+def _judged(m: dict) -> list[tuple[str, str]]:
+    """The scores of one model by the rules of lists, of benchmarks and of RewardBench's sections."""
+    rows = []
     for style in m["styles"]:
         text = f"{style['easy']:.4f} / {style['normal']:.4f} / {style['hard']:.4f}"
         rows.append(("easy / normal / hard", f"{text} ({rows_of(style)})"))
     if best := m["best_of_n"]:
         rows.append(("best of n", f"{best['accuracy']:.4f} ({rows_of(best)})"))
-    told = sum(found["left_out"] for found in (*m["styles"], m["best_of_n"]) if found)
-    if m["list_rows_left_out"] > told:  # those of a kind that has no row left
-        rows.append(("lists of responses", f"{m['list_rows_left_out'] - told:,} more left out: a pair was dropped"))
     rows += [(name, _benchmark(found)) for name, found in m["benchmarks"].items()]
     if m["rewardbench"]:
         rows += [(f"RewardBench {name}", _section(section)) for name, section in m["rewardbench"]["sections"].items()]
-    if against := m["against"]:
-        test = against["mcnemar"]
-        rows.append(("accuracy of the other", f"{against['overall']['accuracy']:.4f}"))
-        rows += [(f"the other: {name}", _benchmark(found)) for name, found in against["benchmarks"].items()]
-        rows.append(("McNemar's test", f"p = {test['p_value']:.3g} ({_apart(test)})"))
     return rows
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from rmkit.evaluation import plots
-from rmkit.evaluation.metrics import BY, Columns, accuracy_of, controlled, key_figures, number, rows_of
+from rmkit.evaluation.metrics import BY, Columns, accuracy_of, controlled, figures, key_figures, number, rows_of
 from rmkit.evaluation.page import render
 
 QUOTE = 900
@@ -22,17 +22,24 @@ def page(m: dict, columns: Columns, quoted: dict[str, list[dict]]) -> str:
         against_model=m["against_model"],
         key_figures=key_figures(m),
         pictures=_pictures(m, columns),
-        subsets=[_subset(name, summary) for name, summary in [*m["subsets"].items(), ("all", m["overall"])]],
-        styles=[_styles(style) for style in m["styles"]],
-        best_of_n=m["best_of_n"] and _best_of_n(m["best_of_n"]),
-        against=m["against"] and _against(m["against"]["mcnemar"]),
-        calibration=_calibration(m["calibration"]),
-        trust=_trust(m["trust"]),
-        length=_length(m["length_bias"]),
+        first=_tables(m),
+        against=m["against"] and _against(m["against"]),
         quoted={kind: [_pair(pair) for pair in pairs] for kind, pairs in quoted.items()},
         notes=m["notes"],
         environment=json.dumps(m["environment"]),
     )
+
+
+def _tables(m: dict) -> dict:
+    """The tables of one model."""
+    return {
+        "subsets": [_subset(name, summary) for name, summary in [*m["subsets"].items(), ("all", m["overall"])]],
+        "styles": [_styles(style) for style in m["styles"]],
+        "best_of_n": m["best_of_n"] and _best_of_n(m["best_of_n"]),
+        "calibration": _calibration(m["calibration"]),
+        "trust": _trust(m["trust"]),
+        "length": _length(m["length_bias"]),
+    }
 
 
 def _pictures(m: dict, columns: Columns) -> dict[str, str]:
@@ -94,8 +101,9 @@ def _best_of_n(best: dict) -> list[list]:
     ]
 
 
-def _against(test: dict) -> dict:
-    """McNemar's test, and the pairs that each model has right."""
+def _against(other: dict) -> dict:
+    """McNemar's test, the pairs that each model has right, and the other model's figures and tables."""
+    test = other["mcnemar"]
     return {
         "difference": f"{test['accuracy_difference']:+.4f}",
         "p_value": f"{test['p_value']:.3g}",
@@ -103,6 +111,8 @@ def _against(test: dict) -> dict:
             ["model right", f"{test['both_right']:,}", f"{test['only_first_right']:,}"],
             ["model wrong", f"{test['only_second_right']:,}", f"{test['both_wrong']:,}"],
         ],
+        "figures": figures(other),
+        "tables": _tables(other),
     }
 
 
