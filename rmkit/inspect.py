@@ -48,7 +48,7 @@ def inspect(config: InspectConfig, console: Console) -> int:
     config = config.resolved()
     config.check()
     # Before the pairs, which may take minutes: a wrong name shows at once.
-    scorer = features.load(config.model, config.max_length, note) if config.model else None
+    scorer = features.load(config.model, config.max_length, note, config.end_token) if config.model else None
     tokenizer, tokenizer_name, longest = tokenizer_of(config, scorer, note)
     pairs, with_test = read_all(config, terminal, note)
     found = {

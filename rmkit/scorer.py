@@ -304,7 +304,9 @@ def load_scorer(
     if pad is not None:
         asked = "the one before" if end_token == "before-pad" else "the last"
         other = "last" if end_token == "before-pad" else "before-pad"
-        say(f"{PAD_AT_END.format(name=name)}. Here {asked} is scored; --end-token {other} scores the other")
+        # rmkit.check loads models too, and has no such flag: the programs that have it are named.
+        way = f"--end-token {other} (label, evaluate, inspect) or end_token='{other}' (load_scorer)"
+        say(f"{PAD_AT_END.format(name=name)}. Here {asked} is scored; {way} scores the other")
     longest = max_length or min(family.context(architecture), max_tokens or LONGEST)
     check_length(architecture, longest)
     if max_tokens is not None and longest > max_tokens:

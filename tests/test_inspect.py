@@ -2,16 +2,19 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from golden.write import file_of, help_text
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rmkit.data import demo
 from rmkit.inspect import main
 from rmkit.inspection.config import RESULTS
+from rmkit.scorer import Scorer
 from support.oracle import TINY
 from support.page_reader import EVIL, read
 from support.planted import row, written
@@ -85,6 +88,33 @@ def test_a_causal_lm_without_a_head_gives_suspects_and_a_file_to_train_on(world,
     assert main([str(tmp_path / "out" / "kept.jsonl"), "--out", str(again)]) == 0
     assert json.loads((again / "inspect.json").read_text())["pairs"] == 58
     assert [place for name in RESULTS for place in [tmp_path / "out" / name] if not place.exists()] == []
+
+
+def test_the_token_before_the_pad_token_is_read_where_it_is_asked_for(world, tmp_path, monkeypatch):
+    """Someone else's classifier, whose pad token ends every conversation: its margins are those of transformers."""
+    theirs = shutil.copytree(world / "rm", tmp_path / "theirs")
+    for name, pad in (("config.json", {"pad_token_id": 2}), ("tokenizer_config.json", {"pad_token": "</s>"})):
+        (theirs / name).write_text(json.dumps(json.loads((theirs / name).read_text()) | pad))
+    plain = AutoModelForSequenceClassification.from_pretrained(theirs)
+    tokenizer, seen = AutoTokenizer.from_pretrained(theirs), []
+    read_features = Scorer.features
+    monkeypatch.setattr(Scorer, "features", lambda *given: seen.append(read_features(*given)) or seen[-1])
+
+    def score(prompt: str, response: str) -> float:
+        talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        with torch.no_grad():
+            return plain(**tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)).logits.item()
+
+    given = ["--model", str(theirs), "--suspects", "5"]
+    found = run(world, tmp_path / "out", *given)
+    assert any("--end-token before-pad" in note for note in found["notes"])
+    found = run(world, tmp_path / "other", *given, "--end-token", "before-pad")
+    assert any("Here the one before is scored" in note for note in found["notes"])
+    last, early = (features @ plain.score.weight[0].detach().numpy() for features in seen)
+    rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()[:20]]
+    wanted = [score(row["prompt"], row["chosen"]) - score(row["prompt"], row["rejected"]) for row in rows]
+    np.testing.assert_allclose(early[:20], wanted, atol=1e-5)
+    assert np.abs(last[:20] - wanted).max() > 0.01
 
 
 @pytest.mark.parametrize("write", ["weight", "target"])
@@ -191,11 +221,21 @@ def test_too_few_pairs_for_a_model_keep_the_tables_without_one(world, tmp_path, 
     assert "Suspects" not in page
 
 
-@pytest.mark.parametrize("flags", [["--suspects", "3"], ["--write", "weight"], ["--pairs", "3"], ["--max-length", "1"]])
-def test_flags_that_mean_nothing_are_refused_before_anything_is_read(flags):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--suspects", "3"],
+        ["--write", "weight"],
+        ["--end-token", "before-pad"],
+        ["--pairs", "3"],
+        ["--max-length", "1"],
+    ],
+)
+def test_flags_that_mean_nothing_are_refused_before_anything_is_read(flags, capsys):
     with pytest.raises(SystemExit) as ended:
         main(flags)
     assert ended.value.code == 2
+    assert "Unrecognized" not in told(capsys), "it is a flag"
 
 
 def test_near_duplicates_are_not_looked_for_without_datasketch(world, tmp_path, monkeypatch, capsys):

@@ -115,8 +115,9 @@ def test_where_the_pad_token_ends_a_conversation_both_readings_are_offered(pad_e
     last = load_scorer(str(pad_ends), device=CPU, say=said.append)
     early = load_scorer(str(pad_ends), device=CPU, end_token="before-pad", say=said.append)
     told = [line for line in said if "its files do not say" in line]
-    assert "Here the last is scored; --end-token before-pad scores the other" in told[0]
-    assert "Here the one before is scored; --end-token last scores the other" in told[1]
+    way = "--end-token {0} (label, evaluate, inspect) or end_token='{0}' (load_scorer) scores the other"
+    assert f"Here the last is scored; {way.format('before-pad')}" in told[0]
+    assert f"Here the one before is scored; {way.format('last')}" in told[1]
     plain = AutoModelForSequenceClassification.from_pretrained(pad_ends).eval()
     ids = encode(last.tokenizer, [render(last.tokenizer, talk)])[0]
     assert ids[-1] == plain.config.pad_token_id == 2

@@ -63,6 +63,9 @@ class InspectConfig:
     max_length: int | None = None
     """Longest conversation in tokens; longer ones lose their start.
     By default the model's context, at most 2048."""
+    end_token: Literal["last", "before-pad"] = "last"
+    """Token whose features are read where the model's pad token ends every conversation.
+    last: that one. before-pad: the one before, as transformers and TRL do."""
     seed: int = 0
     """Draws the folds of cross-validation."""
 
@@ -74,9 +77,14 @@ class InspectConfig:
             raise ValueError(f"--pairs {self.pairs}: set at least {MIN_PAIRS}, or 0 for all")
         if self.suspects is not None and self.suspects < 0:
             raise ValueError(f"--suspects {self.suspects}: set 0 or more")
-        if self.model is None and (self.suspects is not None or self.write != "drop"):
-            flag = "--suspects" if self.suspects is not None else "--write"
-            raise ValueError(f"{flag}: suspects are found with a model; give --model FINAL")
+        if self.model is None:
+            of_suspects = {
+                "--suspects": self.suspects is not None,
+                "--write": self.write != "drop",
+                "--end-token": self.end_token != "last",
+            }
+            if flags := [name for name, given in of_suspects.items() if given]:
+                raise ValueError(f"{flags[0]}: suspects are found with a model; give --model FINAL")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

@@ -1,5 +1,7 @@
 """End-token features of pairs by a reward model, or by a causal LM, whose head is not needed."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 
@@ -13,10 +15,10 @@ LONGEST = 2048
 """Tokens of the longest conversation by default, where the model's context is longer"""
 
 
-def load(name: str, max_length: int | None, say: Say) -> Scorer:
+def load(name: str, max_length: int | None, say: Say, end_token: Literal["last", "before-pad"] = "last") -> Scorer:
     """The model, ready. Raises UserError where the folder lacks something."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_scorer(name, device=device, max_length=max_length, headless=True, say=say)
+    return load_scorer(name, device=device, max_length=max_length, end_token=end_token, headless=True, say=say)
 
 
 def of_pairs(sample: Sample, scorer: Scorer, max_length: int, say: Say) -> tuple[np.ndarray, np.ndarray]:
