@@ -210,7 +210,7 @@ def index(config: LabelConfig, partial: PartialScores, say: Callable[[str], None
             build_index(plain, shown(config.samples), partial.folder, *how, report)
         except OSError as error:
             raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}") from error
-    tell(json.loads(file.read_text()), shown(config.samples), say)
+    tell(json.loads(file.read_text()), shown(config.samples), say, config.keeps_fields)
 
 
 def report(

@@ -18,6 +18,7 @@ from rmkit.batch.lengths import count, measure
 from rmkit.batch.pairs import TokenisedPairs
 from rmkit.config import BatchConfig, Layout, ModelConfig, TrainConfig
 from rmkit.data.context import options
+from rmkit.data.forms import check_asked
 from rmkit.data.left_out import LeftOut, matters
 from rmkit.data.messages import messages
 from rmkit.data.tokenizer import encode, load_tokenizer, render
@@ -85,8 +86,8 @@ class Scorer:
 
         `prompts` and `responses`, as long as one another, are texts or messages in place of whole conversations. The
         chat template gets whole messages, `tools` and `chat_template_kwargs`; what it leaves out is a warning.
-        Raises ValueError, with the index in the list, on a conversation that does not end in an assistant's turn or
-        has more than `max_length` tokens; and where `with_se` asks a model without a posterior.
+        Raises ValueError, with the index in the list, on a conversation that does not end in an assistant's turn, has
+        no user's turn or more than `max_length` tokens; and where `with_se` asks a model without a posterior.
         """
         return self._scored(conversations, prompts, responses, tools, chat_template_kwargs, with_se)[0]
 
@@ -256,7 +257,8 @@ def joined(prompts: Sequence[str | Messages], responses: Sequence[str | Messages
 
 
 def conversation(given: Any, i: int) -> Messages:
-    """Check that `given` is messages that end in an assistant's turn; else ValueError, with its index `i`."""
+    """Check that `given` is messages that end in an assistant's turn, and that a user asked something; else ValueError,
+    with its index `i`."""
     if isinstance(given, str):
         raise ValueError(f"conversation {i}: found a text, need a list of messages; give prompts= and responses=")
     turns = messages(given, f"conversation {i}")
@@ -265,6 +267,10 @@ def conversation(given: Any, i: int) -> Messages:
         raise ValueError(f"conversation {i}: {ends}; the last message is what is scored, an assistant's")
     if len(turns) == 1:
         raise ValueError(f"conversation {i}: it is one message; give the prompt that it answers too")
+    try:
+        check_asked(turns[:-1], turns[-1:])
+    except ValueError as error:
+        raise ValueError(f"conversation {i}: {error}") from None
     return turns
 
 

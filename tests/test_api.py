@@ -108,6 +108,10 @@ BAD = [
     (lambda rm: rm.score([{"role": "user", "content": "x"}]), r"conversation 0: it ends in a turn of user"),
     (lambda rm: rm.score([{"role": "assistant", "content": "x"}]), r"conversation 0: it is one message"),
     (lambda rm: rm.score([conversation("a", "b"), []]), r"conversation 1: it is empty"),
+    (
+        lambda rm: rm.score([[{"role": "system", "content": "s"}, {"role": "assistant", "content": "x"}]]),
+        r"^conversation 0: the conversation has no user turn .*'system'",
+    ),
     (lambda rm: rm.score(["text"]), r"conversation 0: found a text"),
     (lambda rm: rm.score(prompts=["a"], responses=[]), r"as many responses as prompts"),
     (lambda rm: rm.score(prompts=["a"]), r"give conversations, or prompts and responses"),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rmkit.labelling import index
-from rmkit.labelling.index import SampleFile, build_index, by_prompt
+from rmkit.labelling.index import SampleFile, build_index, by_prompt, tell
 
-NONE = {"speakers": 0, "bad": 0, "listed": []}
+NONE = {"speakers": 0, "bad": 0, "listed": [], "kept": [], "unused": []}
 
 
 def written(folder, rows, array=False):
@@ -69,6 +69,33 @@ def test_bad_rows_are_left_out_counted_and_listed(tmp_path, array):
     samples = SampleFile(file, "s", tmp_path)
     assert [samples[i].response[0]["content"] for i in range(3)] == ["a", "b", "c"]
     assert samples.where(0) == ("s, index 25" if array else "s, line 26")
+
+
+def test_a_row_that_would_be_scored_without_its_passage_is_a_bad_row(tmp_path):
+    rows = [{"prompt": "q", "context": None, "output": "a"}, {"prompt": "q", "context": "p", "output": "a"}]
+    file = written(tmp_path, rows)
+    with pytest.raises(ValueError, match=r"^s, line 2: field 'context': found the text 'p' beside a prompt"):
+        build_index(file, "s", tmp_path)
+    counts = build_index(file, "s", tmp_path, (), "drop")
+    assert (counts["samples"], counts["bad"]) == (1, 1)
+    assert build_index(file, "s", tmp_path, ("context=",))["samples"] == 2
+
+
+def test_fields_that_are_not_scored_are_said_once_a_file(tmp_path):
+    halos = {"prompt": "q", "output": "a", "generator": "m", "dataset": "d", "prompt_id": 0, "sample_id": 1}
+    rows = [halos, {**halos, "source": "x"}, {**halos, "responses": ["b"], "source": "y"}]
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "documents": ["d"]}
+    said = []
+    for given in ([halos], [*rows, pair]):
+        counts = build_index(written(tmp_path, given), "s", tmp_path)
+        for keeps in (True, False):
+            tell(counts, "s", said.append, keeps)
+    assert said[:2] == ["s: 1 completions in 1 rows"] * 2
+    start = "s: 5 completions in 4 rows; not used: "
+    assert said[2:] == [
+        f"{start}documents, responses; kept in the records, not scored: source",
+        f"{start}documents, responses, source",
+    ]
 
 
 def test_a_line_that_is_no_json_is_a_bad_row(tmp_path):

@@ -583,6 +583,35 @@ def test_bad_rows_are_left_out_and_listed_where_that_is_asked_for(world, tmp_pat
     assert "bad rows: left out 2" in told
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "4 completions in 2 rows; not used: documents; kept in the records, not scored: source"),
+        (["--format", "trl"], "4 completions in 2 rows; not used: documents, source"),
+        (["--feedback", "binary"], "4 completions in 2 rows; not used: documents, source"),
+        (
+            ["--feedback", "best"],
+            "4 completions in 2 rows; not used: documents; kept in the records, not scored: source",
+        ),
+    ],
+)
+def test_fields_that_are_not_scored_are_said(world, tmp_path, capsys, more, told):
+    """They were lost without a word, where evaluate and train say so."""
+    rows = [{"prompt": "q", "responses": ["yes", "no"], "source": "x"}]
+    rows += [{"prompt": "r", "chosen": "yes", "rejected": "no", "documents": ["d"]}]
+    file, out = tmp_path / "s.jsonl", tmp_path / "f.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = labelled(["--model", str(world / "rm"), str(file), str(out), *more], out)
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert ("source" in written[0]) == ("kept in" in told)
+
+
+def test_nothing_more_is_said_of_halos_samples(world, tmp_path, capsys):
+    for more in ([], ["--feedback", "pairwise"]):
+        labelled(flags(world, tmp_path / "f.json", *more, "--overwrite"), tmp_path / "f.json")
+        assert "320 completions in 320 rows\n" in capsys.readouterr().out
+
+
 BAD_FLAGS = {
     "no such file": (("nowhere.json", "f.json"), "SAMPLES nowhere.json"),
     "no output named": (("s.json",), "FEEDBACK: name the file"),

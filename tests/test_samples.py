@@ -8,6 +8,7 @@ from rmkit.data.forms import preferences, shape_of
 from rmkit.data.named import NAMED
 from rmkit.data.shapes.ranked import STEERED
 from rmkit.labelling import samples as samples_module
+from rmkit.labelling.feedback import scalar
 from rmkit.labelling.samples import samples
 from support.true_rows import TOOL, call, true_rows
 
@@ -135,6 +136,99 @@ def test_the_input_of_alpaca_is_part_of_the_prompt():
     assert set(sample.record) == {"instruction", "output"}, "beside the prompt they would be read twice"
     with pytest.raises(ValueError, match="field 'input': found the text 'x' beside a prompt"):
         samples({"prompt": "q", "input": "x", "output": "a"})
+
+
+TALK = [USER, *said("a"), OTHER]
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "q", "context": "passage", "output": "a"}, "context"),
+        ({"prompt": "q", "context": "passage", "responses": ["a", "b"]}, "context"),
+        ({"instruction": "q", "context": "passage", "output": "a"}, "context"),
+        ({"instruction": "q", "context": "passage", "response": "a"}, "context"),
+        ({"prompt": "q", "response": "a", "ratings": {"helpful": 1}, "context": "passage"}, "context"),
+        ({"prompt": "q", "conversations": TALK, "responses": ["a", "b"]}, "conversations"),
+        ({"prompt": "q", "messages": TALK, "output": "a"}, "messages"),
+        ({"prompt": "q", "messages": [{"role": "system", "content": "s"}, USER], "output": "a"}, "messages"),
+        ({"prompt": "q", "messages": [USER, call("Ulm")], "output": "a"}, "messages"),
+        ({"prompt": "", "question": "q", "output": "a"}, "question"),
+        ({"instruction": "q", "query": "r", "output": "a"}, "query"),
+        ({"prompt": "q", "conversation": 3, "output": "a"}, "conversation"),
+    ],
+)
+def test_what_would_change_the_text_is_refused(row, field):
+    """Each was scored as if the field were absent."""
+    with pytest.raises(ValueError, match=rf"^field '{field}': found .* beside a prompt .*--columns {field}="):
+        samples(row)
+    assert samples({**row, "prompt": row.get("prompt") or "q"}, ((field, ""),))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "instruction": "q", "output": "a"},
+        {"prompt": "Answer this: q", "question": "q ", "output": "a"},
+        {"prompt": [USER, *said("a"), OTHER], "query": "other", "responses": ["a"]},
+        {"prompt": "q", "messages": [USER, *said("a")], "responses": ["b", "a"]},
+        {"system": "s", "prompt": "q", "messages": [{"role": "system", "content": "s"}, USER], "output": "a"},
+        {"prompt": "q", "context": "", "messages": [], "question": None, "output": "a"},
+    ],
+)
+def test_a_second_prompt_that_says_nothing_else_passes(row):
+    assert not samples(row)[0].unread
+
+
+def test_a_row_with_an_instruction_is_read_again_when_it_is_labelled():
+    (sample,) = samples({"instruction": "sum up", "input": "a text", "output": "x"})
+    (again,) = samples(scalar(sample, 1.0, "halos", reward_se=0.5))
+    assert (again.prompt, again.response) == (sample.prompt, sample.response)
+    assert not {"reward", "reward_se"} & again.record.keys(), "they are the earlier model's"
+
+
+SIDES, MORE = {"chosen": "a", "rejected": "b"}, {"source": "x", "documents": ["d"], "id": "i", "model": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "unread", "kept"),
+    [
+        (HALOS, set(), set()),
+        ({**HALOS, "reward": 1.0, "label": 1, "type": "binary_feedback"}, set(), set()),
+        ({"prompt": "q", "output": "a", **MORE}, {"source", "documents"}, {"source", "documents"}),
+        ({"prompt": "q", "output": "a", **SIDES}, {"chosen", "rejected"}, {"chosen", "rejected"}),
+        ({"prompt": "q", "responses": ["a"], "completions": ["b"], "ranks": [1]}, {"completions"}, set()),
+        (
+            {"prompt": "q", **SIDES, "documents": ["d"], "messages": TALK, "prompt_id": 1},
+            {"documents", "messages"},
+            set(),
+        ),
+        ({"prompt": "q", **SIDES, "dataset": "d", "margin": 1.0}, set(), set()),
+    ],
+)
+def test_fields_that_are_not_scored_are_named(row, unread, kept):
+    for sample in samples(row):
+        assert sample.unread == unread
+        assert sample.unread & sample.record.keys() == kept
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [{"role": "system", "content": "s"}], "output": "a"},
+        {"prompt": said("x"), "responses": ["a", "b"]},
+        {"prompt": [{"role": "system", "content": "s"}], "responses": [[USER, *said("a")], "b"]},
+        {"prompt": said("x"), "responses": ["a", "b"], "ranks": [1, 1]},
+    ],
+)
+def test_a_conversation_that_nobody_began_is_refused(row):
+    with pytest.raises(ValueError, match=r"the conversation has no user turn .*the roles "):
+        samples(row)
+
+
+def test_a_user_may_ask_in_the_response():
+    (sample,) = samples({"prompt": [{"role": "system", "content": "s"}], "output": [USER, *said("a")]})
+    assert len(sample.conversation) == 3
 
 
 @pytest.mark.parametrize("name", true_rows())

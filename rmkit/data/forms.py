@@ -13,7 +13,7 @@ The forms are in rmkit.data.shapes, a file a family. This lists them with the fi
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,7 @@ def preferences(row: dict[str, Any], form: Form) -> list[dict[str, Any]]:
     for suffix, prompt, chosen, rejected, more in _rated(row) if form == "rated responses" else _compared(row, shape):
         if around:
             prompt = context.surrounded(row, prompt, (chosen, rejected))
-        _check_asked(prompt, chosen, rejected)
+        check_asked(prompt, chosen, rejected)
         made.append(
             {"prompt": prompt, "chosen": chosen, "rejected": rejected, **common, **more}
             | {"id": row_id + suffix * numbered}
@@ -194,12 +194,12 @@ def _compared(row: dict[str, Any], shape: Shape) -> Made:
         yield pair.suffix, pair.prompt, pair.chosen, pair.rejected, more
 
 
-def _check_asked(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+def check_asked(prompt: list[Message], *sides: list[Message]) -> None:
     """ValueError where nobody asked anything: the prompt was lost, or stands where it is not looked for."""
     if any(message["role"] == "user" for message in prompt):
         return
-    for side in (chosen, rejected):
-        if not any(message["role"] == "user" for turns in (prompt, side) for message in turns) and (side or prompt):
+    for side in sides:
+        if not any(message["role"] == "user" for message in side) and (side or prompt):
             roles = ", ".join(dict.fromkeys(show(message["role"]) for message in [*prompt, *side][:30]))
             raise ValueError(
                 f"the conversation has no user turn (it has only the roles {roles}); give the prompt, or turns of role "
@@ -218,14 +218,18 @@ def _refuse_what_is_left_out(row: dict[str, Any], shape: Shape) -> None:
 
 def unused(row: dict[str, Any], shape: Shape) -> set[str]:
     """Names of the fields of a row that its form does not read; those within its answers as completions[].model."""
-    others = {field for field in row if field not in shape.keys and field not in shape.uses}
-    others -= _READ_ALWAYS | LABELS.keys()
+    others = unread(row, shape.keys | shape.uses)
     if shape.parts is not None:
         field, read = shape.parts
         answers = row[field] if isinstance(row[field], list) else [row[field]]
         given = {name for answer in answers for name, value in answer.items() if value is not None}
         others |= {f"{field}[].{name}" for name in given - read}
     return others
+
+
+def unread(row: dict[str, Any], read: Set[str]) -> set[str]:
+    """Names of the fields of a row beside those that are `read`, and those that mean the same in every form."""
+    return row.keys() - read - _READ_ALWAYS - LABELS.keys()
 
 
 def table() -> str:

@@ -101,7 +101,7 @@ def from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
         yield from _converted(shape.named, again, origin.own_split or "train", origin.shown, again.place)
         report["dropped"] |= again.report["dropped"]  # whole, where the look at the first row saw some of them
         report |= {name: again.report[name] for name in ("rows", "bad")}
-        report["unused"] = _some(forms.unused(first[1], shape))
+        report["unused"] = some(forms.unused(first[1], shape))
         return
     located, unused = itertools.chain([first], located), set()
     for where, row in _joined(located, shape) if shape.joins else located:
@@ -118,7 +118,7 @@ def from_rows(origin: Source, rows: Dataset | None, report: Row) -> Outcomes:
             yield number, "no responses of different rank"
         for preference in pairs:
             yield number, preference
-    report["unused"] = _some(unused)
+    report["unused"] = some(unused)
 
 
 def _of_benchmark(located: Located, origin: Source, report: Row) -> Outcomes:
@@ -240,5 +240,6 @@ def _joined(located: Located, shape: Shape) -> Located:
                 yield part[0][0], part[0][1] | lists
 
 
-def _some(names: set[str]) -> list[str]:
+def some(names: set[str]) -> list[str]:
+    """Names of fields in order, as many as are kept of a file."""
     return sorted(map(str, names))[:MOST_NAMES]

@@ -121,7 +121,7 @@ def _line(shown: str, preferences: int, report: dict[str, Any]) -> str:
     read = f"{shown}: {form}; {report['rows']:,} rows, {preferences:,} preferences"
     read = f"{read}; dropped: {dropped}" if dropped else read
     read += f"; read as {', '.join(report['columns'])}" if report["columns"] else ""
-    return read + literal_turns(report["speakers"]) + _not_used(report["unused"])
+    return read + literal_turns(report["speakers"]) + not_used(report["unused"])
 
 
 def literal_turns(prompts: int) -> str:
@@ -130,11 +130,11 @@ def literal_turns(prompts: int) -> str:
     return f"; {prompts:,} {told}" if prompts else ""
 
 
-def _not_used(fields: list[str]) -> str:
+def not_used(fields: list[str], how: str = "not used") -> str:
     """The fields of a file that are not read, by name: one of them may hold what was meant to be scored."""
     shown = [plain(field[:50]) for field in fields[:MOST_SHOWN]]
     more = f" and {len(fields) - MOST_SHOWN} more" if len(fields) > MOST_SHOWN else ""
-    return f"; not used: {', '.join(shown)}{more}" if fields else ""
+    return f"; {how}: {', '.join(shown)}{more}" if fields else ""
 
 
 def overlap(train: Dataset, test: Dataset) -> int:

@@ -115,6 +115,11 @@ class LabelConfig:
         return {} if self.resume else named
 
     @property
+    def keeps_fields(self) -> bool:
+        """Whether the records keep all fields of a sample's row (`rmkit.labelling.feedback.scalar`)."""
+        return self.feedback in ("scalar", "best") and self.format == "halos"
+
+    @property
     def output(self) -> Path:
         return Path(self.feedback_file or DEMO_FEEDBACK)
 

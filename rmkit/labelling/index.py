@@ -14,9 +14,9 @@ from rmkit.data.cache import empty_report
 from rmkit.data.columns import Renames, of_file
 from rmkit.data.counts import BAD
 from rmkit.data.json_rows import decoded, parsed, rows, unit
-from rmkit.data.reading import bad_row
+from rmkit.data.reading import MOST_NAMES, bad_row, some
 from rmkit.data.shapes.plain import holds_turns
-from rmkit.data.source import literal_turns, tell_bad
+from rmkit.data.source import literal_turns, not_used, tell_bad
 from rmkit.errors import UserError
 from rmkit.labelling.samples import Sample, samples
 from rmkit.storage.atomic import written_file
@@ -45,20 +45,22 @@ def build_index(
     report: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `folder`/index.npy for the samples of `path`; returns the counts of "rows", "samples", "duplicates"
-    and "speakers" (rows whose prompt holds turns as one user's text). `columns` gives fields of the rows other names.
+    and "speakers" (rows whose prompt holds turns as one user's text), and the names of fields that are not scored: of
+    those that scalar feedback keeps ("kept"), and of the others ("unused"). `columns` gives fields other names.
 
     A response to one prompt that occurs in several preferences is one sample; its repetitions are left out and counted.
     Raises ValueError on the first bad row, with its line or index, the field and what was found. With `bad_rows` "drop"
     such rows are left out: "bad" counts them, those of the `report` of `input.plain_file` too, and "listed" names the
     first.
     """
-    counts = {"rows": 0, "samples": 0, "duplicates": 0, "speakers": 0}
+    counts = {"rows": 0, "samples": 0, "duplicates": 0, "speakers": 0, "kept": set(), "unused": set()}
     report = empty_report() if report is None else report
     with (folder / "index.raw").open("wb") as file:
         for batch in _entries(path, shown, counts, columns, bad_rows, report):
             file.write(batch.tobytes())
     renames = counts.pop("renames")
     counts |= {"bad": report["dropped"][BAD], "listed": report["bad"]}
+    counts |= {name: some(counts[name]) for name in ("kept", "unused")}
     if columns and not renames:
         raise UserError("data.columns", " ".join(columns), "no row has such a field")
     if not (folder / "index.raw").stat().st_size:
@@ -87,11 +89,16 @@ def build_index(
     return counts
 
 
-def tell(counts: dict[str, Any], shown: str, say: Callable[[str], None]) -> None:
-    """Say what `build_index` counted, and name the first bad rows."""
+def tell(counts: dict[str, Any], shown: str, say: Callable[[str], None], keeps: bool = False) -> None:
+    """Say what `build_index` counted, and name the first bad rows. `keeps`: the records keep whatever a sample's row
+    holds."""
     twice = f" ({counts['duplicates']:,} more stand in several preferences)" if counts["duplicates"] else ""
     dropped = f"; dropped: {counts['bad']:,} bad rows" if counts["bad"] else ""
-    more = twice + dropped + literal_turns(counts["speakers"])
+    kept, unused = counts["kept"], counts["unused"]
+    if not keeps:
+        kept, unused = [], sorted({*kept, *unused})
+    more = twice + dropped + literal_turns(counts["speakers"]) + not_used(unused)
+    more += not_used(kept, "kept in the records, not scored")
     say(f"{shown}: {counts['samples']:,} completions in {counts['rows']:,} rows{more}")
     tell_bad(shown, counts["listed"], counts["bad"], say)
 
@@ -115,6 +122,12 @@ def _entries(
                 continue
             counts["rows"] += 1
             counts["speakers"] += any(holds_turns(sample.prompt) for sample in of_row[:1])
+            for sample in of_row[:1]:  # what is not read of a row is the same for all
+                for name in ("kept", "unused"):
+                    if len(counts[name]) < MOST_NAMES:
+                        counts[name] |= {
+                            field for field in sample.unread if (field in sample.record) == (name == "kept")
+                        }
             for part, sample in enumerate(of_row):
                 held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
             if len(held) >= BATCH:

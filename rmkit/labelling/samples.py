@@ -1,6 +1,7 @@
 """From a row of any accepted form to its samples. Pure functions of one row.
 
-A sample is one response to one prompt. Rows are HALOs' samples (`prompt` or `instruction`, `output`), one row per
+A sample is one response to one prompt. A field that would change its text and is not read is refused; other fields
+that are not read are in `Sample.unread`. Rows are HALOs' samples (`prompt` or `instruction`, `output`), one row per
 prompt with `responses` or `completions`, HALOs' own feedback (to be labelled anew), or any form of preferences, each
 side of which is a sample. A field that is null counts as absent. Every ValueError names the field and what was found;
 the caller adds file and line.
@@ -15,18 +16,20 @@ from typing import Any
 from rmkit.data import context, conversation, forms
 from rmkit.data.columns import Renames, renamed
 from rmkit.data.fields import entries, name, names, show
-from rmkit.data.messages import Message, messages
+from rmkit.data.messages import Message, is_plain, messages
 from rmkit.data.named import NAMED
 from rmkit.data.shapes.instruction import instruction
-from rmkit.data.shapes.plain import turned
+from rmkit.data.shapes.plain import PROMPTS, turned
 from rmkit.data.shapes.shape import Shape
 
 LISTS = ("responses", "completions")
 ONE = ("output", "response", "completion")
-OUTDATED = ("reward", "label", "ranks", "scores", *LISTS)
+OUTDATED = ("reward", "reward_se", "label", "ranks", "scores", *LISTS)
 """Fields of a row that its samples do not keep: earlier labels, and the lists of responses."""
 IN_THE_PROMPT = ("system", "system_prompt", "history", "input")
 """Fields that have become part of the prompt, which is kept whole: kept beside it, they would be read twice."""
+SAMPLED = frozenset(("prompt_id", "sample_id", "generator", "dataset", *OUTDATED)) - frozenset(LISTS)
+"""Fields that nothing is said of though they are not scored: those of HALOs' sampler, and earlier labels."""
 OF_A_PAIR = ("dataset", "split", "subset")
 """Fields of a preference that both of its samples keep."""
 NEEDS = (
@@ -48,6 +51,8 @@ class Sample:
     """The row's other fields, kept as they are"""
     options: dict[str, Any] | None = None
     """Tools and arguments for the chat template"""
+    unread: frozenset[str] = frozenset()
+    """Names of the row's fields that are not scored; `record` may hold them"""
     of_pair: bool = False
     """Whether it is a side of a preference: a response that occurs in many rows is one sample then"""
 
@@ -107,18 +112,15 @@ def _samples(
 ) -> list[Sample]:
     """A sample for each of `responses`: (name of its field, the response, what its record has besides the row's)."""
     prompt_field = "instruction" if row.get("prompt") is None and row.get("instruction") is not None else "prompt"
-    if prompt_field == "prompt" and context.given(row, "input"):
-        raise ValueError(
-            f"field 'input': found {show(row['input'])} beside a prompt; put it into the prompt, or leave it out: "
-            "--columns input="
-        )
     names_of, answers, more_of = zip(*responses, strict=True)
     prompt, answers = _asked(row, prompt_field, shape, list(answers))
     if not prompt:
         raise ValueError(f"field '{prompt_field}': found an empty list, need text or at least one message")
     prompt, options = context.surrounded(row, prompt, ()), context.options(row)
+    _refuse_what_is_left_out(row, prompt_field, shape, prompt, answers)
     prompt_id = _prompt_id(row)
     group = _group(prompt_id, prompt, options)
+    unread = _unread(row, names_of[0].partition("[")[0], shape)
     kept = {key: value for key, value in row.items() if key not in OUTDATED and key not in IN_THE_PROMPT}
     if options is not None:
         kept |= options
@@ -136,9 +138,49 @@ def _samples(
                 group=group,
                 record=record,
                 options=options,
+                unread=unread,
             )
         )
+    forms.check_asked(prompt, *(sample.response for sample in made))
     return made
+
+
+def _refuse_what_is_left_out(
+    row: dict[str, Any], prompt_field: str, shape: Shape | None, prompt: list[Message], answers: list[Any]
+) -> None:
+    """ValueError where a field is part of the conversation, as what it stands beside is not: a passage that the prompt
+    is about, or a second prompt with other words."""
+    read = {prompt_field} | (set() if shape is None else shape.keys | shape.uses)
+    read |= {"input"} if prompt_field == "instruction" else set()
+    for field in (*forms.CHANGES_THE_TEXT, *sorted(PROMPTS)):
+        if field in read or not context.given(row, field):
+            continue
+        if field not in PROMPTS or not _stands_in(row[field], field, prompt, answers):
+            raise ValueError(
+                f"field '{field}': found {show(row[field])} beside a prompt (field '{prompt_field}'); put it into the "
+                f"prompt, or leave it out: --columns {field}="
+            )
+
+
+def _stands_in(value: Any, field: str, prompt: list[Message], answers: list[Any]) -> bool:
+    """Whether a second prompt says nothing that prompt and answers do not: the question that a prompt is made of, or
+    the whole conversation (what this program writes of a row with an instruction is read again)."""
+    try:
+        second = messages(value, field, "user")
+        turns = [turn for answer in answers for turn in messages(answer, field)]
+    except ValueError:
+        return False
+    if not all(map(is_plain, second)):
+        return False
+    said = [turn["content"] or "" for turn in prompt]
+    words = {text.strip() for text in said} | {(turn["content"] or "").strip() for turn in turns}
+    told = [turn["content"].strip() for turn in second]
+    return words.issuperset(told) or (len(told) == 1 and any(told[0] in text for text in said))
+
+
+def _unread(row: dict[str, Any], answer: str, shape: Shape | None) -> frozenset[str]:
+    read = SAMPLED | PROMPTS | {answer, "input"} | (set() if shape is None else shape.keys | shape.uses)
+    return frozenset(field for field in forms.unread(row, read) if context.given(row, field))
 
 
 def _asked(row: dict[str, Any], field: str, shape: Shape | None, answers: list[Any]) -> tuple[list[Message], list[Any]]:
@@ -156,6 +198,7 @@ def _sides(row: dict[str, Any], shape: Shape) -> list[Sample]:
     distinct: dict[int, Sample] = {}
     kept = {key: row[key] for key in OF_A_PAIR if row.get(key) is not None}
     prompt_id, prompt, group = _prompt_id(row), None, 0
+    unread = frozenset(forms.unused(row, shape) - {"prompt_id", *OF_A_PAIR})
     for pair in _pairs(row, shape):
         options = pair.get("options")
         if pair["prompt"] is not prompt:  # all pairs of a row have one
@@ -171,6 +214,7 @@ def _sides(row: dict[str, Any], shape: Shape) -> list[Sample]:
                 group=group,
                 record=kept if options is None else kept | options,
                 options=options,
+                unread=unread,
                 of_pair=True,
             )
             distinct.setdefault(sample.text, sample)
@@ -189,6 +233,7 @@ def _pairs(row: dict[str, Any], shape: Shape) -> list[dict[str, Any]]:
         return made
     prompt, sides, _ = shape.responses(row)
     prompt, options = context.surrounded(row, prompt, ()), context.options(row)
+    forms.check_asked(prompt, *sides)
     more = {} if options is None else {"options": options}
     return [{"prompt": prompt, "chosen": sides[0], "rejected": side, **more} for side in sides]
 
