@@ -192,17 +192,25 @@ def test_text_without_a_prompt_says_to_add_one():
         detect({"chosen": "good", "rejected": "bad"})
 
 
-@pytest.mark.parametrize(("label", "better"), [(1, "a"), (1.0, "a"), (0, "b"), (2, "b")])
-def test_halos_label_one_prefers_a_and_any_other_b(label, better):
+@pytest.mark.parametrize(("label", "better"), [(1, "a"), (1.0, "a"), (True, "a"), (0, "b"), (0.0, "b"), (False, "b")])
+def test_halos_label_one_prefers_a_and_zero_b(label, better):
     found = one({**PAIRWISE, "label": label})
     assert found["chosen"] == [bot(better)]
     assert found["id"] == "3"
     assert "undecided" not in found
+    assert found["target"] is None
 
 
-@pytest.mark.parametrize(
-    ("label", "undecided"), [(0.5, "tie"), (-1, "no label"), (math.nan, "no label"), (10**400, None)]
-)
+@pytest.mark.parametrize(("label", "better", "target"), [(0.9, "a", 0.9), (0.25, "b", 0.75), (0.51, "a", 0.51)])
+def test_a_halos_label_between_is_the_probability_of_a(label, better, target):
+    """HALOs reads 0.9 as "output_B is better", without a word."""
+    found = one({**PAIRWISE, "label": label})
+    assert (found["chosen"], found["target"]) == ([bot(better)], pytest.approx(target))
+    assert "undecided" not in found
+    assert one({**PAIRWISE, "label": label, "target": 0.6})["target"] == 0.6
+
+
+@pytest.mark.parametrize(("label", "undecided"), [(0.5, "tie"), (-1, "no label"), (math.nan, "no label")])
 def test_halos_labels_that_prefer_neither(label, undecided):
     """HALOs reads them as "output_B is better", without a word."""
     assert one({**PAIRWISE, "label": label}).get("undecided") == undecided
@@ -238,9 +246,10 @@ def test_halos_turns_rewards_and_instruction():
     assert one(row)["margin"] == 0.0
 
 
-@pytest.mark.parametrize("label", [None, "A", [1]])
-def test_halos_label_that_is_no_number_is_refused(label):
-    with pytest.raises(ValueError, match="field 'label': found"):
+@pytest.mark.parametrize("label", [None, "A", "1", [1], 2, -3, -0.5, 1.01, math.inf, -math.inf, 10**400])
+def test_halos_label_that_says_nothing_known_is_refused(label):
+    """HALOs reads every number but 1 as 0."""
+    with pytest.raises(ValueError, match=r"field 'label': found .*need 1 \(A is preferred\), 0 \(B is\), the prob"):
         read({**PAIRWISE, "label": label})
 
 

@@ -160,6 +160,9 @@ def test_halos_own_command_with_the_default_threshold(world, scalars, tmp_path):
         assert row["label"] == int(row["reward_A"] > row["reward_B"])
     assert 8 < sum(row["label"] for row in rows) < PROMPTS - 8, "A and B are swapped with p = 0.5"
     assert out.read_text().startswith('[\n  {\n    "prompt_id"')
+    for row, read_back in zip(rows, source.load((str(out),), "train", print, judged=True), strict=True):
+        better = "output_A" if row["reward_A"] > row["reward_B"] else "output_B"
+        assert (row["label"] in (0, 1), read_back["chosen"], read_back["target"]) == (True, row[better], None)
 
 
 def test_halos_binary_takes_a_threshold_that_is_no_whole_number(world, scalars, tmp_path):

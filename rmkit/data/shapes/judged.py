@@ -100,16 +100,25 @@ def _nemo(row: Row) -> list[Message]:
 
 
 def _halos(row: Row) -> Iterator[Pair]:
-    """Label 1 prefers output_A and 0 output_B. HALOs reads any other number as 0; but 0.5 says neither and -1 that
-    nobody knows, and both are left out here. Rewards are ignored."""
+    """Label 1 prefers output_A and 0 output_B. HALOs reads any other number as 0: nothing is silently something else
+    here. 0.5 says neither and -1 (or NaN) that nobody knows, both are left out; what else lies between 0 and 1 is how
+    sure the judge is of output_A, and other numbers are refused. Rewards are ignored."""
     field = "instruction" if row.get("prompt") is None and "instruction" in row else "prompt"
     prompt, answers = turned(row.get(field), [row.get(side) for side in ("output_A", "output_B")])
     sides = [messages(answer, side) for answer, side in zip(answers, ("output_A", "output_B"), strict=True)]
-    label = row.get("label")
-    if not isinstance(label, (int, float)):
-        raise ValueError(f"field 'label': found {show(label)}, need 1 (A is preferred) or 0 (B is)")
-    undecided = {0.5: TIE, -1: UNKNOWN}.get(label, "") if label == label else UNKNOWN  # NaN equals nothing
-    yield _pair(messages(prompt, field, "user"), sides, Verdict(first=label == 1, undecided=undecided))
+    yield _pair(messages(prompt, field, "user"), sides, _halos_label(row.get("label")))
+
+
+def _halos_label(label: Any) -> Verdict:
+    if isinstance(label, (int, float)) and (label in (0.5, -1) or label != label):  # NaN equals nothing
+        return Verdict(undecided=TIE if label == 0.5 else UNKNOWN)
+    if not isinstance(label, (int, float)) or not 0 <= label <= 1:
+        raise ValueError(
+            f"field 'label': found {show(label)}, need 1 (A is preferred), 0 (B is), the probability of A between "
+            "them, 0.5 for a tie, or -1 where nobody knows"
+        )
+    sure = max(label, 1 - label)
+    return Verdict(first=label > 0.5, target=None if sure == 1 else float(sure))
 
 
 _WINNER = {"model_a": Verdict(), "model_b": Verdict(first=False)}
