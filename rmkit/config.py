@@ -110,7 +110,8 @@ class DataConfig:
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
     """A pair with a longer side is dropped (and counted), cut to its first or last tokens, or stops the run."""
     bad_rows: Literal["stop", "drop"] = "stop"
-    """A row that cannot be read stops the run, or is left out, counted and listed."""
+    """A row that cannot be read, or that the chat template refuses, stops the run, or is left out,
+    counted and listed."""
     shuffle: bool = True
     """A new order each epoch, drawn from the seed."""
     workers: int = 0

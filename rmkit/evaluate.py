@@ -66,7 +66,7 @@ def score(
     scorer = agreed(load)
     if gone := missing(scorer.trust, name):
         note(gone)
-    return score_pairs(preferences, scorer, f"{FLAGS[field]} {name}", device, terminal, note)
+    return score_pairs(preferences, scorer, f"{FLAGS[field]} {name}", device, terminal, note, config.bad_rows)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> int:

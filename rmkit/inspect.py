@@ -56,7 +56,9 @@ def inspect(config: InspectConfig, console: Console) -> int:
         "test": list(config.test),
         "model": config.model,
         **measure(pairs, config),
-        "tokens": tokens.measure(pairs.sample, len(pairs.facts), tokenizer, tokenizer_name, longest, note),
+        "tokens": tokens.measure(
+            pairs.sample, len(pairs.facts), tokenizer, tokenizer_name, longest, note, config.bad_rows
+        ),
         "shared": with_test,
         "suspects": None,
         "notes": notes,
@@ -143,7 +145,7 @@ def suspects_of(
     try:
         rows = np.array(sample.rows, np.int64)
         suspects.enough(facts["prompt"][rows[facts["preferred"][rows] != 0]])  # before the model reads them
-        at, x = features.of_pairs(sample, scorer, longest, note)
+        at, x = features.of_pairs(sample, scorer, longest, note, config.bad_rows)
         judged = suspects.judge(sample, facts, at, x, config.seed, config.suspects)
     except suspects.TooFew as error:
         note(f"{error}; suspects.jsonl and kept.jsonl are left out")

@@ -25,13 +25,15 @@ import torch
 from rich.console import Console
 
 from rmkit import demo_model
+from rmkit.batch.pairs import REASONS, REFUSED
 from rmkit.config import DEMO_MODEL
 from rmkit.data.cache import empty_report
+from rmkit.data.reading import LISTED
 from rmkit.distributed import launch
 from rmkit.distributed.collectives import PATIENCE, agreed, on_first_rank, rank, ranks
 from rmkit.errors import make_folder, told
 from rmkit.labelling import feedback as fb
-from rmkit.labelling.chunks import Chunk, chunk_bounds, scored, tokenised
+from rmkit.labelling.chunks import Chunk, Refused, chunk_bounds, scored, tokenised
 from rmkit.labelling.config import FLAGS, STDIN, LabelConfig
 from rmkit.labelling.errors import Errors
 from rmkit.labelling.index import SampleFile, build_index, by_prompt, tell
@@ -46,17 +48,21 @@ from rmkit.terminal import Terminal
 
 @contextlib.contextmanager
 def kept(partial: PartialScores) -> Iterator[None]:
-    """Add to an error within the block that the scores are kept and --resume goes on from them."""
+    """Add to an error within the block that the scores are kept and --resume goes on from them, where it would."""
     advice = f"what was scored is kept in {partial.folder}: go on with --resume"
     try:
         yield
+    except Refused:
+        raise
     except OSError as error:
         raise ValueError(f"{error.filename or partial.folder}: {error.strerror or error}; {advice}") from error
     except ValueError as error:
         raise ValueError(f"{told(error, FLAGS)}. {advice[0].upper() + advice[1:]}") from error
 
 
-def score_all(file: SampleFile, scorer: Scorer, partial: PartialScores, terminal: Terminal) -> tuple[int, float]:
+def score_all(
+    file: SampleFile, scorer: Scorer, partial: PartialScores, bad_rows: str, terminal: Terminal
+) -> tuple[int, float]:
     """Score this rank's chunks into `partial`; the signal that stopped it, or 0, and the completions/s of all ranks.
 
     No rank waits for another here, so none can hang, however many chunks each has.
@@ -70,7 +76,7 @@ def score_all(file: SampleFile, scorer: Scorer, partial: PartialScores, terminal
     progress = terminal.progress("scored", len(file), before, "completions")
 
     def prepare(c: int) -> Chunk:
-        return tokenised(file, c, order[bounds[c] : bounds[c + 1]], scorer)
+        return tokenised(file, c, order[bounds[c] : bounds[c + 1]], scorer, bad_rows)
 
     ready = 0
     with (
@@ -152,7 +158,7 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
         with kept(partial):
             copy = partial.folder / "input"
             file = SampleFile(copy if copy.exists() else Path(config.samples), shown(config.samples), partial.folder)
-            stopped, rate = score_all(file, scorer, partial, terminal)
+            stopped, rate = score_all(file, scorer, partial, config.bad_rows, terminal)
     except ValueError as error:
         failed = error
         partial.give_up()
@@ -168,6 +174,8 @@ def score_and_write(config: LabelConfig, scorer: Scorer, partial: PartialScores,
         with kept(partial):
             order, starts = by_prompt(file.index["group"])
             scores, skipped = partial.scores(order, chunk_bounds(starts))
+            for refused in (partial.refused() if REASONS[REFUSED] in skipped else [])[:LISTED]:
+                terminal.say(f"dropped {refused}")
             bad = json.loads((partial.folder / "index.json").read_text())["bad"]
             counts: Counter[str] = Counter({"bad rows: left out": bad} if bad else {})
             errors, trust = None, scorer.trust if tells_probabilities(scorer) else None

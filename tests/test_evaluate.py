@@ -25,7 +25,7 @@ from rmkit.scorer import Scorer
 from support import ranks
 from support.oracle import TINY, scores_one_by_one
 from support.ranks import started
-from support.true_rows import benchmark_rows
+from support.true_rows import benchmark_rows, call
 
 PAIRS = 40
 
@@ -402,6 +402,25 @@ def test_every_row_is_accounted_for(world, tmp_path, capsys):
         assert "6, of which 2 dropped" in text
     assert "mixed.jsonl, line 6" in told
     assert "mixed.jsonl, line 9" in told
+
+
+def test_pairs_that_the_chat_template_refuses_are_left_out_where_bad_rows_are(world, tmp_path, capsys):
+    """The run ended, with --bad-rows drop too."""
+    rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()[:4]]
+    rows[1] |= {"chosen": [call("Ulm")], "rejected": [call("Aalen")]}
+    rows[2] |= {"rejected": [call("Ulm")]}
+    file = write(tmp_path / "calls.jsonl", rows)
+    told = refusal(capsys, flags(world, tmp_path, data=str(file)))
+    assert "calls.jsonl:2: the chat template refuses this conversation: " in told.replace("\n", "")
+    assert "--bad-rows drop leaves such pairs out" in told
+    m = evaluated(world, tmp_path, "--bad-rows", "drop", data=str(file))
+    assert m["dropped"] == m["counts"]["pairs_dropped"] == {"refused by the chat template": 2}
+    assert (m["counts"]["pairs"], m["counts"]["pairs_kept"], m["pairs"]) == (4, 2, 2)
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()):
+        text = " ".join(text.split())
+        assert "4, of which 2 dropped (2 refused by the chat template)" in text
+        for line in (2, 3):
+            assert f"calls.jsonl:{line}: the chat template refuses this conversation" in text
 
 
 def test_pairs_that_one_of_two_models_does_not_take_are_counted(world, tmp_path):

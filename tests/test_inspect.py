@@ -18,6 +18,7 @@ from rmkit.scorer import Scorer
 from support.oracle import TINY
 from support.page_reader import EVIL, read
 from support.planted import row, written
+from support.true_rows import call
 
 RNG = random.Random(0)
 
@@ -131,6 +132,18 @@ def test_a_sample_judges_some_and_keeps_the_others(world, tmp_path):
     found = run(world, tmp_path / "out", "--model", str(world / "rm"), "--pairs", "30", "--suspects", "4")
     assert 20 <= found["sampled_pairs"] <= 30
     assert len((tmp_path / "out" / "kept.jsonl").read_text().splitlines()) == 61
+
+
+def test_pairs_that_the_chat_template_refuses_are_left_out(world, tmp_path, capsys):
+    rows = [row("q", [call("Ulm")], "b"), row("r", "a", "b")]
+    file = written(tmp_path / "calls.jsonl", rows)
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert (found["pairs"], found["tokens"]["sampled_pairs"]) == (2, 1)
+    assert any("calls.jsonl:1: the chat template refuses" in note for note in found["notes"])
+    assert "dropped 1 of 2 pairs: refused by the chat template" in found["notes"]
+    assert main([str(file), "--out", str(tmp_path / "other"), "--bad-rows", "stop"]) == 2
+    assert "--bad-rows drop leaves such pairs out" in told(capsys)
 
 
 def test_the_page_is_whole_and_takes_no_text_for_html(world, tmp_path):

@@ -33,6 +33,7 @@ from rmkit.scorer import Scorer
 from support import ranks
 from support.oracle import TINY, scores_one_by_one
 from support.ranks import started
+from support.true_rows import call
 
 TEXTS = ("Sure. Here is code:\n  x = 3.14159 ", " no", "", "Yes! And", "a b c d e f " * 5, "?", "the same", "the same")
 PROMPTS = 40
@@ -584,6 +585,40 @@ def test_bad_rows_are_left_out_and_listed_where_that_is_asked_for(world, tmp_pat
     assert "s.jsonl, line 2: field 'prompt': found nothing" in told
     assert "s.jsonl, line 4: " in told
     assert "bad rows: left out 2" in told
+
+
+def test_a_conversation_that_the_chat_template_refuses(world, tmp_path, capsys):
+    """--resume, which was advised, would meet it again; and --bad-rows drop did not cover it."""
+    rows = [{"prompt": f"q{i}", "responses": ["yes", f"{i}"]} for i in range(99)]
+    rows[1]["responses"][1] = rows[97]["responses"][0] = [call("Ulm")]
+    rows[97]["responses"] += [[call("Ulm")], ""]
+    file, out = tmp_path / "s.jsonl", tmp_path / "f.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["--model", str(world / "rm"), str(file), str(out)]
+    told = refusal(capsys, given)
+    assert "s.jsonl, line 2: the chat template refuses this conversation: " in told
+    assert "--bad-rows drop --overwrite starts anew" in told
+    assert "--resume" not in told
+    with pytest.MonkeyPatch.context() as patch:
+        crash_after(patch, 3, label, "scored", Crash())
+        with pytest.raises(Crash):
+            main([*given, "--bad-rows", "drop", "--overwrite"])
+    capsys.readouterr()
+    written = labelled([*given, "--bad-rows", "drop", "--resume"], out)
+    said = " ".join(capsys.readouterr().out.split())
+    assert len(written) == 200 - 3
+    assert not any(turn.get("tool_calls") for row in written for turn in row["output"])
+    assert "completions 200 scored 197" in said
+    assert "refused by the chat template 3" in said
+    assert "no token" not in said
+    for line in (2, 98):
+        assert said.count(f"s.jsonl, line {line}: the chat template refuses this conversation: ") == 1
+    for each in rows:  # the other scores are those of a file without these rows
+        each["responses"] = [answer for answer in each["responses"] if isinstance(answer, str)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    others = labelled([*given, "--overwrite"], out)
+    assert [row["output"] for row in others] == [row["output"] for row in written]
+    np.testing.assert_allclose([r["reward"] for r in others], [r["reward"] for r in written], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from rmkit.data import conversation, demo, left_out, tokenizer
 from rmkit.data.cache import features
 from rmkit.data.conversation import packed
 from rmkit.data.forms import detect, preferences
+from rmkit.data.reading import LISTED
 from rmkit.data.tokenizer import DEFAULT_TEMPLATE, encode, load_tokenizer, prepare, render
+from rmkit.errors import UserError
 from support.oracle import trie_tokens
 from support.true_rows import TOOL, call
 
@@ -278,8 +280,43 @@ def test_nothing_left_is_refused():
 def test_a_template_that_refuses_names_the_source():
     template = "{% if messages[0]['content'] == 'b' %}{{ raise_exception('no b') }}{% endif %}" + DEFAULT_TEMPLATE
     rows = table(pair("a", "c", "d"), pair("b", "c", "d", source="x.jsonl:17"))
-    with pytest.raises(ValueError, match=r"^x\.jsonl:17: the chat template refuses this conversation: no b"):
+    told = (
+        r"^x\.jsonl:17: the chat template refuses this conversation: no b; --data\.bad-rows drop leaves such pairs out"
+    )
+    with pytest.raises(UserError, match=told):
         tokenised(rows, tokenizer=words(template=template, pad_token="<pad>"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pairs_that_a_template_refuses_are_left_out_where_bad_rows_are(tmp_path, workers):
+    """Of each the place is said; the cache of the one is not served to the other."""
+    template = "{% if messages[-1]['content'] == 'b' %}{{ raise_exception('no b') }}{% endif %}" + DEFAULT_TEMPLATE
+    rows = [pair("a", "c", "d", source="x:1"), *(pair("a", "c", "b", source=f"x:{i}") for i in range(2, 30))]
+    rows += [pair("a", "d", "c", source="x:30"), pair("a", LONG, "d", source="x:31")]
+    Dataset.from_list(rows, features=features()).save_to_disk(tmp_path / "rows")
+    rows = datasets.load_from_disk(tmp_path / "rows")
+    made = prepared(words(template=template, pad_token="<pad>"))[0]
+    for _ in range(2):  # from the cache too
+        found, said = tokenised(rows, 7, made, bad_rows="drop", workers=workers)
+        assert found.source == ["x:1", "x:30"]
+        assert found.dropped == {"over-long (more than 7 tokens)": 1, "refused by the chat template": 28}
+        assert len(found) + sum(found.dropped.values()) == len(rows)
+        named = [line for line in said if "refuses" in line]
+        assert named == [
+            f"dropped x:{i}: the chat template refuses this conversation: no b" for i in range(2, 2 + LISTED)
+        ]
+        assert "dropped 28 of 31 pairs: refused by the chat template" in said
+        with pytest.raises(UserError, match=r"^x:2: the chat template refuses"):
+            tokenised(rows, 7, made, workers=workers)
+    assert [ids.tolist() for ids in found.chosen] == [
+        ids.tolist() for ids in tokenised(rows.select([0, 29]), 9, made)[0].chosen
+    ]
+
+
+def test_a_template_that_refuses_every_pair_leaves_none():
+    made = words(template="{{ raise_exception('no') }}", pad_token="<pad>")
+    with pytest.raises(UserError, match=r"no pair is left of 1 \(1 refused by the chat template\)$"):
+        tokenised(table(pair("a", "c", "d")), tokenizer=made, bad_rows="drop")
 
 
 def test_the_second_call_reads_the_cache_and_every_setting_has_its_own(monkeypatch, tmp_path):
@@ -308,6 +345,7 @@ def test_the_second_call_reads_the_cache_and_every_setting_has_its_own(monkeypat
         {"max_length": 8},
         {"max_length": 7, "overlong": "keep-end"},
         {"max_length": 7, "template": DEFAULT_TEMPLATE + " "},
+        {"max_length": 7, "bad_rows": "drop"},
         {"max_length": 7, "rows": rows.select([0])},
     ):
         assert renders(**other)[0] > probe, other

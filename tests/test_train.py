@@ -25,6 +25,7 @@ from rmkit.train import main
 from rmkit_kernels._backend import triton_on_cpu
 from support import ranks
 from support.oracle import scores_one_by_one
+from support.true_rows import call
 from support.victim import FINISHED, lines, save_lm, write_rows
 
 PAIRS, TEST_PAIRS = 22, 5
@@ -313,6 +314,21 @@ BAD_FILES = {
     "NaN margin": (json.dumps({**GOOD, "margin": float("nan")}).encode(), "margin"),
     "target": (json.dumps({**GOOD, "target": 1.5}).encode(), "target"),
 }
+
+
+def test_pairs_that_the_chat_template_refuses_are_left_out_where_bad_rows_are(world, tmp_path, capsys):
+    """Of train and test; the run ended, with --data.bad-rows drop too."""
+    lines = (world / "train.jsonl").read_text() + json.dumps({**GOOD, "chosen": [call("Ulm")]}) + "\n"
+    (tmp_path / "calls.jsonl").write_text(lines)
+    given = flags(world, tmp_path, "--data.test", str(tmp_path / "calls.jsonl"), "--optim.max-steps", "1")
+    given[given.index("--data.train") + 1] = str(tmp_path / "calls.jsonl")
+    told = refusal(capsys, given)
+    assert f"calls.jsonl:{PAIRS + 1}:thechattemplaterefusesthisconversation:" in told.replace(" ", "")
+    assert "--data.bad-rowsdropleavessuchpairsout" in told.replace(" ", "")
+    assert main([*given, "--data.bad-rows", "drop"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"dropped 1 of {PAIRS + 1} pairs: refused by the chat template") == 2
+    assert said.count("the chat template refuses this conversation") == 2
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -22,16 +22,18 @@ from rmkit.data import conversation, left_out
 from rmkit.data import tokenizer as contract
 from rmkit.data.forms import LABELS
 from rmkit.data.ratings import table as rating_table
-from rmkit.data.tokenizer import encode, render
+from rmkit.data.reading import LISTED
+from rmkit.data.tokenizer import encode, refusal, render
 from rmkit.errors import UserError, flag
 
-KEPT, STOP, OVERLONG, SAME, NO_TOKEN, ENDS_IN_PAD = range(6)
+KEPT, STOP, OVERLONG, SAME, NO_TOKEN, ENDS_IN_PAD, REFUSED = range(7)
 
 REASONS = {
     OVERLONG: "over-long (more than {max_length} tokens)",
     SAME: "chosen and rejected are the same tokens",
     NO_TOKEN: "no token is left of a side",
     ENDS_IN_PAD: "ends in the pad token, which other readers would not score",
+    REFUSED: "refused by the chat template",
 }
 """Why a pair is dropped, by its code in the table: ten million codes are ten megabytes, texts would be gigabytes."""
 
@@ -102,11 +104,12 @@ def tokenise(
 ) -> TokenisedPairs:
     """Tokenise both sides of every preference once, through `datasets` map with its cache and worker processes.
 
-    Pairs over `max_length` are handled as --data.overlong says; `say` tells how many are dropped, by reason.
+    Pairs over `max_length` are handled as --data.overlong says, those that the chat template refuses as
+    --data.bad-rows; `say` tells how many are dropped, by reason, and names the first that are refused.
     `objectives` are those whose ratings are read; without any, a rated response without a pair is refused. Pairs that
     are `judged`, not learned from, stay where both sides are the same: a tie.
-    Raises ValueError on the first over-long pair (--data.overlong error), on a conversation that the chat template
-    refuses, and where no pair is left.
+    Raises ValueError on the first over-long pair (--data.overlong error), on one that the chat template refuses
+    (--data.bad-rows stop), and where no pair is left.
     """
     if len(preferences) == 0:
         raise ValueError("no pair is left of 0: the data holds none")
@@ -118,6 +121,8 @@ def tokenise(
         longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
         ways = f"raise {flag('data.max_length')}, or let {flag('data.overlong')} drop or cut it"
         raise UserError("", row["source"], f"{longest} tokens, more than the limit of {max_length}; {ways}")
+    for i in np.flatnonzero(reason == REFUSED)[:LISTED].tolist():
+        say(f"dropped {table[i]['source']}: {table[i]['refused']}")
     dropped = {}
     for code, count in zip(*np.unique(reason, return_counts=True), strict=True):
         if code != KEPT:
@@ -172,6 +177,7 @@ def _table(
         tokenizer.special_tokens_map,
         max_length,
         data.overlong,
+        data.bad_rows,
         judged,
         preferences._fingerprint,
     ]
@@ -181,7 +187,7 @@ def _table(
         batch_size=200,
         remove_columns=list(TEXTS),
         features=_features(preferences),
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "overlong": data.overlong, "judged": judged},
+        fn_kwargs={"tokenizer": tokenizer, "data": data, "max_length": max_length, "judged": judged},
         num_proc=workers if workers > 1 else None,
         new_fingerprint=hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest(),
         desc="tokenising",
@@ -235,15 +241,15 @@ def _features(preferences: Dataset) -> Features:
     kept = {name: kind for name, kind in preferences.features.items() if name not in TEXTS}
     ids = Sequence(Value("int32"))
     numbers = {"shared": Value("int32"), "group": Value("int64"), "reason": Value("int8")}
-    numbers["left_out"] = Value("string")
-    return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, **numbers})
+    words = {"left_out": Value("string"), "refused": Value("string")}
+    return Features({**kept, "chosen_ids": ids, "rejected_ids": ids, **numbers, **words})
 
 
 def _tokenise_rows(
-    rows: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str, judged: bool
+    rows: dict, tokenizer: PreTrainedTokenizerBase, data: DataConfig, max_length: int, judged: bool
 ) -> dict:
     out: dict[str, list] = {"chosen_ids": [], "rejected_ids": [], "shared": [], "group": [], "reason": []}
-    out["left_out"] = []
+    out |= {"left_out": [], "refused": []}
     texts, template = [], left_out.LeftOut(tokenizer)
     for values in zip(*(rows[name] for name in (*TEXTS, "source")), strict=True):
         row = dict(zip((*TEXTS, "source"), values, strict=True))
@@ -251,17 +257,26 @@ def _tokenise_rows(
         # A rated response alone has no other side; it stands in for it, and takes no second place in a trie.
         sides = [*prompt, *chosen], [*prompt, *(rejected or chosen)]
         try:
-            texts += [render(tokenizer, side, options) for side in sides]
+            rendered, refused = [render(tokenizer, side, options) for side in sides], None
+            missed = dict.fromkeys(name for side in sides for name in template.of(side, options))
         except jinja2.TemplateError as error:
-            raise ValueError(f"{row['source']}: the chat template refuses this conversation: {error}") from error
-        missed = dict.fromkeys(name for side in sides for name in template.of(side, options))
+            if data.bad_rows == "stop":
+                way = f"{flag('data.bad_rows')} drop leaves such pairs out, counted and listed"
+                raise UserError("", row["source"], refusal(error), way) from error
+            rendered, refused, missed = ["", ""], refusal(error), {}
+        texts += rendered
+        out["refused"].append(refused)
         out["left_out"].append(json.dumps(list(missed)) if missed else None)
         digest = hashlib.blake2b(json.dumps(conversation.key(prompt, options)).encode(), digest_size=8).digest()
         out["group"].append(int.from_bytes(digest, "big", signed=True))
     ids = encode(tokenizer, texts)
-    for chosen, rejected, compared in zip(ids[::2], ids[1::2], rows["compared"], strict=True):
+    for chosen, rejected, compared, refused in zip(ids[::2], ids[1::2], rows["compared"], out["refused"], strict=True):
         learned = compared > 0 and not judged
-        reason, chosen, rejected = _fit(chosen, rejected, tokenizer.pad_token_id, max_length, overlong, learned)
+        reason, chosen, rejected = (
+            _fit(chosen, rejected, tokenizer.pad_token_id, max_length, data.overlong, learned)
+            if refused is None
+            else (REFUSED, [], [])
+        )
         sides = np.array(chosen, np.int32), np.array(rejected, np.int32)
         out["reason"].append(reason)
         out["chosen_ids"].append(sides[0])

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rmkit.errors import UserError, brief
+from rmkit.errors import UserError, brief, plain
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '\n\n' if not loop.first else '' }}"
@@ -105,6 +105,11 @@ def render(
         raise jinja2.TemplateRuntimeError(f"{error} ({why})") from error
     except Exception as error:  # a template is a program: it divides by zero, or adds what cannot be added
         raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def refusal(error: jinja2.TemplateError) -> str:
+    """What the chat template says against a conversation, in a line."""
+    return f"the chat template refuses this conversation: {plain(' '.join(str(error).split()))[:300]}"
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: SequenceOf[str]) -> list[list[int]]:

@@ -49,7 +49,8 @@ class EvaluateConfig:
     export: tuple[Literal["rewardbench"], str] | None = None
     """Also write the pairs to a file, in the form that RewardBench reads offline: --export rewardbench FILE."""
     bad_rows: Literal["stop", "drop"] = "stop"
-    """A row that cannot be read stops the run, or is left out, counted and listed."""
+    """A row that cannot be read, or that the chat template refuses, stops the run, or is left out,
+    counted and listed."""
     max_length: int | None = None
     """Longest conversation (prompt + response) in tokens; by default the model's context, at most 16384.
     Pairs with a longer side are left out, and counted."""

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -76,14 +77,18 @@ def score_pairs(
     device: torch.device,
     terminal: Terminal,
     say: Callable[[str], None],
+    bad_rows: Literal["stop", "drop"] = "stop",
 ) -> Scored:
-    """Score both sides of every preference that fits the model. All ranks take part, and each gets all scores.
+    """Score both sides of every preference that fits the model. All ranks take part, and each gets all scores. With
+    `bad_rows` "drop" those that the chat template refuses are left out.
 
     Raises AgreedError with the pair's place where a score of the model `name` is not finite.
     """
 
+    data = DataConfig(bad_rows=bad_rows)
+
     def read() -> TokenisedPairs:
-        return tokenise(preferences, scorer.tokenizer, DataConfig(), scorer.max_length, say, judged=True)
+        return tokenise(preferences, scorer.tokenizer, data, scorer.max_length, say, judged=True)
 
     pairs = first_then_others(read)
     sides, sequences, group = distinct(pairs)

@@ -49,7 +49,8 @@ class InspectConfig:
     overwrite: bool = False
     """Replace the results of an earlier inspection."""
     bad_rows: Literal["stop", "drop"] = "drop"
-    """A row that cannot be read stops the run, or is left out, counted and listed."""
+    """A row that cannot be read, or that the chat template refuses, stops the run, or is left out,
+    counted and listed."""
     write: Write = "drop"
     """What kept.jsonl, a file for --data.train, makes of suspects. drop: they are left out.
     weight, target: they are kept, with the probability that their label is right as that.

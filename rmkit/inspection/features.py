@@ -5,10 +5,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rmkit.batch.pairs import tokenise
-from rmkit.config import DataConfig
 from rmkit.inspection.reading import Sample, Say
-from rmkit.inspection.tokens import dataset_of
+from rmkit.inspection.tokens import tokenised
 from rmkit.scorer import Scorer, load_scorer
 
 LONGEST = 2048
@@ -21,10 +19,11 @@ def load(name: str, max_length: int | None, say: Say, end_token: Literal["last",
     return load_scorer(name, device=device, max_length=max_length, end_token=end_token, headless=True, say=say)
 
 
-def of_pairs(sample: Sample, scorer: Scorer, max_length: int, say: Say) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each pair in the sample, int64 [N], and its features, float32 [N, H]. Over-long pairs lose their start;
-    those that are equal then are left out."""
-    config = DataConfig(overlong="keep-end")
-    pairs = tokenise(dataset_of(sample.pairs), scorer.tokenizer, config, max_length, say)
+def of_pairs(
+    sample: Sample, scorer: Scorer, max_length: int, say: Say, bad_rows: Literal["stop", "drop"] = "drop"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each pair in the sample, int64 [N], and its features, float32 [N, H]. What `tokens.tokenised` leaves
+    out has none."""
+    pairs = tokenised(sample.pairs, scorer.tokenizer, max_length, say, bad_rows)
     say(f"both answers of {len(pairs):,} pairs are run through the model once")
     return pairs.chosen.rows.astype(np.int64), scorer.features(pairs)

@@ -1,6 +1,6 @@
 """Tokens of the pairs under each layout, planned as training plans them, on a sample of whole prompts."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -31,17 +31,29 @@ def dataset_of(pairs: list[Row]) -> Dataset:
 
 
 def tokenised(
-    pairs: list[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, say: Say, overlong: str = "keep-end"
+    pairs: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    say: Say,
+    bad_rows: Literal["stop", "drop"] = "drop",
 ) -> TokenisedPairs:
-    return tokenise(dataset_of(pairs), tokenizer, DataConfig(overlong=overlong), max_length, say)
+    """The pairs as tokens. Over-long pairs lose their start; those that are equal then are left out."""
+    config = DataConfig(overlong="keep-end", bad_rows=bad_rows)
+    return tokenise(dataset_of(pairs), tokenizer, config, max_length, say)
 
 
 def measure(
-    sample: Sample, total: int, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int, say: Say
+    sample: Sample,
+    total: int,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    max_length: int,
+    say: Say,
+    bad_rows: Literal["stop", "drop"] = "drop",
 ) -> dict[str, Any]:
     """Lengths in tokens and the tokens that one epoch over `total` pairs computes, scaled up from the sample."""
     small = sample.first(SAMPLED)
-    pairs = tokenised(small.pairs, tokenizer, max_length, say)
+    pairs = tokenised(small.pairs, tokenizer, max_length, say, bad_rows)
     lengths = np.stack([pairs.chosen.lengths, pairs.rejected.lengths], 1)
     found: dict[str, Any] = {"tokenizer": name, "sampled_pairs": len(pairs), "max_length": max_length}
     scale = total / len(pairs)

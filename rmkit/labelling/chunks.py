@@ -8,8 +8,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from rmkit.batch.pairs import REASONS, REFUSED
 from rmkit.data.left_out import LeftOut, matters
-from rmkit.data.tokenizer import encode, render
+from rmkit.data.reading import LISTED
+from rmkit.data.tokenizer import encode, refusal, render
+from rmkit.errors import UserError, flag
 from rmkit.labelling import errors
 from rmkit.labelling.index import SampleFile
 from rmkit.scorer import Scorer
@@ -35,6 +38,8 @@ class Chunk:
     """The U distinct texts, tokenised: int32 [length] each"""
     group: np.ndarray
     """int64 [U]: equal where the prompt is the same"""
+    refused: dict[int, str]
+    """Which of the U texts the chat template refuses, whose sequences are empty, and what it says"""
     left_out: Counter[str]
     """How many distinct texts lack something of their conversation, by what the chat template leaves out"""
 
@@ -56,20 +61,39 @@ def chunk_bounds(starts: np.ndarray) -> list[int]:
     return bounds if bounds[-1] == starts[-1] else [*bounds, int(starts[-1])]
 
 
-def tokenised(file: SampleFile, number: int, positions: np.ndarray, scorer: Scorer) -> Chunk:
-    """Render and encode a chunk, each distinct text once. ValueError where the chat template refuses one."""
+class Refused(UserError):
+    """A conversation that the chat template refuses, which --resume would meet again."""
+
+
+def tokenised(file: SampleFile, number: int, positions: np.ndarray, scorer: Scorer, bad_rows: str = "stop") -> Chunk:
+    """Render and encode a chunk, each distinct text once. `Refused` where the chat template refuses one, unless
+    `bad_rows` is "drop"."""
     _, first, twin = np.unique(file.index["text"][positions], return_index=True, return_inverse=True)
-    texts, template, missed = [], LeftOut(scorer.tokenizer), Counter()
+    texts, template, missed, refused = [], LeftOut(scorer.tokenizer), Counter(), {}
     for i in positions[first].tolist():
         sample = file[i]
         try:
             texts.append(render(scorer.tokenizer, sample.conversation, sample.options))
         except jinja2.TemplateError as error:
-            raise ValueError(f"{file.where(i)}: the chat template refuses this conversation: {error}") from error
+            if bad_rows == "stop":
+                way = f"{flag('data.bad_rows')} drop --overwrite starts anew and lists such completions, left out"
+                raise Refused("", file.where(i), refusal(error), way) from error
+            refused[len(texts)] = f"{file.where(i)}: {refusal(error)}"
+            texts.append("")
+            continue
         missed.update(filter(matters, template.of(sample.conversation, sample.options)))
     sequences = [np.array(ids, np.int32) for ids in encode(scorer.tokenizer, texts)]
-    group = file.index["group"][positions[first]]
-    return Chunk(number=number, positions=positions, twin=twin, sequences=sequences, group=group, left_out=missed)
+    for i in refused:
+        sequences[i] = sequences[i][:0]
+    return Chunk(
+        number=number,
+        positions=positions,
+        twin=twin,
+        sequences=sequences,
+        group=file.index["group"][positions[first]],
+        refused=refused,
+        left_out=missed,
+    )
 
 
 def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
@@ -91,15 +115,17 @@ def scored(chunk: Chunk, scorer: Scorer, file: SampleFile) -> dict[str, Any]:
             bad = int(chunk.positions[np.flatnonzero(chunk.twin == i)[0]])
             raise ValueError(f"{file.where(bad)}: the model gives it the score {score}; nothing is written")
         distinct[i] = score
-    of_samples = lengths[chunk.twin]
+    of_samples, refused = lengths[chunk.twin], np.isin(chunk.twin, list(chunk.refused))
     skipped = {
         f"over-long (more than {scorer.max_length} tokens)": int((of_samples > scorer.max_length).sum()),
-        "no token": int((of_samples == 0).sum()),
+        "no token": int(((of_samples == 0) & ~refused).sum()),
+        REASONS[REFUSED]: int(refused.sum()),
         **{f"texts of which the template leaves out {name}": count for name, count in chunk.left_out.items()},
     }
     return {
         "chunk": chunk.number,
         "scores": [distinct[i] for i in chunk.twin.tolist()],
         "skipped": {reason: count for reason, count in skipped.items() if count},
+        **({"refused": list(chunk.refused.values())[:LISTED]} if chunk.refused else {}),
         **more,
     }

@@ -62,7 +62,8 @@ class LabelConfig:
     columns: tuple[str, ...] = ()
     """Fields of the rows under other names, NAME=FIELD: prompt=question output=answer. NAME= leaves a field out."""
     bad_rows: Literal["stop", "drop"] = "stop"
-    """A row that cannot be read stops the run, or is left out, counted and listed."""
+    """A row that cannot be read, or that the chat template refuses, stops the run, or is left out,
+    counted and listed."""
     max_tokens: Annotated[int | None, arg(metavar="INT")] = None
     """Tokens of one forward pass, by default up to 4096 on a CPU and 16384 on a GPU."""
     max_length: Annotated[int | None, arg(metavar="INT")] = None

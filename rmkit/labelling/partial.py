@@ -106,8 +106,9 @@ class PartialScores:
             raise
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The finished chunks of all ranks: "chunk", "scores" (null where not scored), "skipped" (counts by reason);
-        and what `rmkit.labelling.errors` adds, where the model has a posterior."""
+        """The finished chunks of all ranks: "chunk", "scores" (null where not scored), "skipped" (counts by reason),
+        "refused" (the first that the chat template refuses, if any); and what `rmkit.labelling.errors` adds, where the
+        model has a posterior."""
         return (line for _, line in self.placed())
 
     def placed(self) -> Iterator[tuple[tuple[Path, int], dict[str, Any]]]:
@@ -165,6 +166,11 @@ class PartialScores:
         if missing := len(bounds) - 1 - len(seen):
             raise ValueError(f"{self.folder}: the scores of {missing} chunks are missing; give --resume")
         return scores, skipped
+
+    def refused(self) -> list[str]:
+        """Place and fault of conversations that the chat template refuses, the first ones of each chunk."""
+        told = {line["chunk"]: line.get("refused", []) for line in self.lines()}
+        return [each for chunk in sorted(told) for each in told[chunk]]
 
     def give_up(self) -> None:
         """Tell the other ranks that this one has failed, so that they stop scoring."""
