@@ -29,7 +29,7 @@ from rmkit.data.tokenizer import load_tokenizer
 from rmkit.errors import UserError, brief
 from rmkit.inspection import features, shared, tokens
 from rmkit.inspection.config import FLAGS, InspectConfig
-from rmkit.inspection.facts import text_of
+from rmkit.inspection.facts import digest_of, text_of
 from rmkit.inspection.reading import Read, Row, Say, again, read
 from rmkit.scorer import Scorer
 from rmkit.storage.atomic import written_folder
@@ -102,13 +102,16 @@ def read_all(config: InspectConfig, terminal: Terminal, note: Say) -> tuple[Read
         pairs = read(config.data, "train", terminal, most=config.pairs, **options)
         return pairs, None
     prompts: dict[int, tuple[str, list[Row]]] = {}
+    answers: dict[int, tuple[str, list[Row]]] = {}
 
     def keep(pair: Row, digest: int) -> None:
         prompts.setdefault(digest, (pair["source"], pair["prompt"]))
+        for side in (pair["chosen"], pair["rejected"]):
+            answers.setdefault(digest_of(side), (pair["source"], side))
 
     held_out, near = read(config.test, "test", terminal, most=1, look=keep, **options), None
     try:
-        near = shared.NearPrompts(prompts)
+        near = shared.NearPairs(prompts, answers)
     except ModuleNotFoundError:
         note(shared.INSTALL)
     pairs = read(config.data, "train", terminal, most=config.pairs, look=near and near.look, **options)

@@ -71,7 +71,7 @@ def test_without_a_model_everything_planted_is_counted(world, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "test is not held out: 1 of its 2 pairs" in out
     assert "pairs on a cycle (A > B > C > A): 3" in out
-    assert "1 of 2 prompts; near: prompts, 0" in " ".join(out.split())
+    assert "1 of 2 prompts; near: 0 prompts, 0 answers" in " ".join(out.split())
     assert "Scripts alone are told apart" in (tmp_path / "out" / "inspect.html").read_text()
 
 

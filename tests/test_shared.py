@@ -4,6 +4,7 @@ import pytest
 
 from rmkit.errors import UserError
 from rmkit.inspection import shared
+from rmkit.inspection.facts import digest_of
 from support.planted import facts_of, pair
 
 LONG = "please explain to me how the old water mill by the river was built and who paid for it in those days"
@@ -20,7 +21,8 @@ def test_pairs_answers_and_prompts_are_counted_apart():
 
 def near(train, test):
     prompts = {facts_of([each]).add(each): (each["source"], each["prompt"]) for each in test}
-    found = shared.NearPrompts(prompts)
+    answers = {digest_of(each[side]): (each["source"], each[side]) for each in test for side in ("chosen", "rejected")}
+    found = shared.NearPairs(prompts, answers)
     for each in train:
         found.look(each, facts_of([each]).add(each))
     return found.measure()
@@ -38,6 +40,15 @@ def test_a_prompt_with_a_word_more_is_near_and_others_are_not():
 def test_an_equal_prompt_is_not_counted_as_near():
     pytest.importorskip("datasketch")
     assert near([pair(LONG, "a", "b")], [pair(LONG, "c", "d")])["prompts"] == 0
+
+
+def test_an_answer_under_a_reworded_prompt_is_near():
+    pytest.importorskip("datasketch")
+    train = [pair("tell me of the mill", LONG, "no", 7), pair("and the sea?", "yes", FAR, 8)]
+    test = [pair("the mill?", NEARLY, "no", 1), pair("the sea?", "what", FAR, 2), pair("other", "no", "yes", 3)]
+    found = near(train, test)
+    assert (found["prompts"], found["answers"]) == (0, 2), "short answers are near to nothing"
+    assert found["answer_examples"] == ["x:2 is 100% x:8", "x:1 is 95% x:7"]
 
 
 def test_short_prompts_are_near_to_nothing():

@@ -39,7 +39,7 @@ class InspectConfig:
     """A reward model (what rmkit.train leaves in FINAL/) or a causal LM, whose features tell which labels are suspect.
     One that was trained on these very pairs has seen their labels, and finds fewer."""
     test: Annotated[tuple[str, ...], arg(aliases=["--data.test"])] = ()
-    """Held-out pairs: what they share with DATA is counted exactly; near (by MinHash): prompts alone."""
+    """Held-out pairs: what they share with DATA is counted exactly, near prompts and answers by MinHash."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer that tokens are counted with; by default the model's, else the demo's."""
     columns: tuple[str, ...] = ()

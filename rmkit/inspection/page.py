@@ -47,10 +47,12 @@ def _examples(found: dict[str, Any]) -> dict[str, list[str]]:
         "contradictory": duplicates["contradictory"]["examples"],
         "on a cycle, each preferred to the next": duplicates["cycles"]["examples"],
         "in test and in training": shared["examples"] if shared else [],
-        "near: prompts of test that are nearly one of training": shared["near"]["examples"]
-        if shared and shared["near"]
-        else [],
     }
+    if near := shared and shared["near"]:
+        examples |= {
+            "near: prompts of test that are nearly one of training": near["examples"],
+            "near: answers of test that are one of training, or nearly": near["answer_examples"],
+        }
     return {name: places for name, places in examples.items() if places}
 
 

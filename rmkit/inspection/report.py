@@ -45,14 +45,10 @@ def key_figures(found: Found) -> list[tuple[str, str]]:
     why = "no pair has a preferred side" if duplicates["ties"] == found["pairs"] else "too few pairs or words"
     figures += [(name, accuracy(floor) if floor else why) for name, floor in found["floors"].items()]
     if shared := found["shared"]:
-        figures.append(
-            (
-                "shared with test",
-                f"{shared['pairs']:,} of {shared['test_pairs']:,} pairs, {shared['prompts']:,} of "
-                f"{shared['test_prompts']:,} prompts"
-                + (f"; near: prompts, {near['prompts']:,}" if (near := shared["near"]) else ""),
-            )
-        )
+        near, of_pairs = shared["near"], f"{shared['pairs']:,} of {shared['test_pairs']:,} pairs"
+        nearly = f"; near: {near['prompts']:,} prompts, {near['answers']:,} answers" if near else ""
+        of_prompts = f"{shared['prompts']:,} of {shared['test_prompts']:,} prompts"
+        figures.append(("shared with test", f"{of_pairs}, {of_prompts}{nearly}"))
     if judged := found["suspects"]:
         noise = judged["noise"]
         figures += [
