@@ -596,7 +596,7 @@ def test_a_conversation_that_the_chat_template_refuses(world, tmp_path, capsys):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--model", str(world / "rm"), str(file), str(out)]
     told = refusal(capsys, given)
-    assert "s.jsonl, line 2: the chat template refuses this conversation: " in told
+    assert "s.jsonl,line2:thechattemplaterefusesthisconversation:" in "".join(told.split()), "a long path is broken"
     assert "--bad-rows drop --overwrite starts anew" in told
     assert "--resume" not in told
     with pytest.MonkeyPatch.context() as patch:
