@@ -197,3 +197,11 @@ def test_a_row_of_another_schema_is_named(tmp_path):
     file = written(tmp_path, "x.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}]) / "x.jsonl"
     with pytest.raises(ValueError, match=r"x.jsonl, line 1: KeyError 'label' among the fields .* no row of judgebench"):
         read(f"judgebench={file}")
+
+
+@pytest.mark.parametrize("chosen", [["a", "b", "c", "d"], ["a"], "abc"])
+def test_rm_bench_has_three_styles_of_either_side(tmp_path, chosen):
+    """Four beside three make no table of styles."""
+    file = written(tmp_path, "x_filtered.json", [{**LISTS, "chosen": chosen}]) / "x_filtered.json"
+    with pytest.raises(ValueError, match=r"index 0: field 'chosen': found .*, need a list of three responses"):
+        read(f"rm-bench={file}")

@@ -303,6 +303,14 @@ def test_answers_that_tie_are_samples_too():
     assert len(samples(tied)) == 2
 
 
+@pytest.mark.parametrize("spoiled", ["text", ["text", 3], [None], None, 3])
+@pytest.mark.parametrize("field", ["completions", "answers"])
+def test_spoiled_answers_are_refused_before_their_fields_are_named(field, spoiled):
+    ranked = {"completions": "UltraFeedback", "answers": "Nectar"}[field]
+    with pytest.raises(ValueError):
+        samples(true_rows()[ranked][1] | {field: spoiled})
+
+
 def test_tools_reach_the_template_and_the_record():
     row = {"prompt": "q", "responses": [[call("Ulm")], [call("Aalen")]], "tools": [TOOL["function"]]}
     found = samples(row)

@@ -39,7 +39,11 @@ def _as_it_is(row: Row, place: str) -> Iterator[Row]:
 
 
 def _domain(row: Row, place: str) -> Iterator[Row]:
-    """RM-Bench's files name their domain in each row; where one does not, the file does (chat_filtered.json)."""
+    """RM-Bench's files name their domain in each row; where one does not, the file does (chat_filtered.json). Each of
+    its rows has three styles of either side."""
+    for side in ("chosen", "rejected"):
+        if not isinstance(row[side], list) or len(row[side]) != 3:
+            raise ValueError(f"field '{side}': found {show(row[side])}, need a list of three responses")
     domain = row.get("domain") or Path(place).name.partition("_")[0]
     yield {
         "prompt": row["prompt"],

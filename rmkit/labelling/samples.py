@@ -198,8 +198,9 @@ def _sides(row: dict[str, Any], shape: Shape) -> list[Sample]:
     distinct: dict[int, Sample] = {}
     kept = {key: row[key] for key in OF_A_PAIR if row.get(key) is not None}
     prompt_id, prompt, group = _prompt_id(row), None, 0
+    pairs = _pairs(row, shape)  # which refuses a row that is none of its form
     unread = frozenset(forms.unused(row, shape) - {"prompt_id", *OF_A_PAIR})
-    for pair in _pairs(row, shape):
+    for pair in pairs:
         options = pair.get("options")
         if pair["prompt"] is not prompt:  # all pairs of a row have one
             prompt = pair["prompt"]
