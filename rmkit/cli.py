@@ -102,7 +102,7 @@ def unknown_name(flags: Any) -> str | None:
     try:
         for field, given in flags.reads.items():
             for name in given:
-                (names.kind_of if field.startswith("data.") else names.check_model)(name, field)
+                (names.check_data if field.startswith("data.") else names.check_model)(name, field)
     except (ValueError, OSError) as error:
         return errors.told(error, getattr(importlib.import_module(type(flags).__module__), "FLAGS", {}))
     return None

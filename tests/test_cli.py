@@ -164,6 +164,14 @@ def test_a_program_is_that_of_python_m(program):
         ("train", ["--data.train", "l" * 300], "File name too long"),
         ("evaluate", ["--model", "l/" * 900, "--data", "demo"], "there is no such folder"),
         ("runs", ["nowhere"], "NAME nowhere: there is no such run"),
+        ("train", ["--data.train", "rmb"], "--data.train rmb: it is no set on the hub; clone its repository"),
+        (
+            "train",
+            ["--data.train", "no-body/thing"],
+            "hub's set no-body/thing cannot be reached and is in no cache",
+        ),
+        ("evaluate", ["--data", "rewardbench"], "the hub's set allenai/reward-bench cannot be reached and is in no"),
+        ("label", ["demo", "o.json", "--model", "no-body/rm"], "--model no-body/rm: no model configuration was found"),
     ],
 )
 def test_a_mistyped_flag_or_name_is_answered_before_anything_heavy_is_imported(program, flag, told):

@@ -23,9 +23,9 @@ def online(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    hub.settle.cache_clear()
+    hub.answers.cache_clear()
     yield asked
-    hub.settle.cache_clear()
+    hub.answers.cache_clear()
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(online, monkeypatch):
@@ -42,3 +42,18 @@ def test_behind_a_proxy_nothing_is_changed(online, monkeypatch):
     hub.settle()
     assert online == []
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_what_is_in_no_cache_of_an_offline_machine_is_absent(online, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    assert hub.absent("datasets", "owner/set")
+    assert hub.absent("models", "gpt2")
+    (tmp_path / "hub" / "models--gpt2").mkdir(parents=True)
+    assert not hub.absent("models", "gpt2")
+    (tmp_path / "datasets" / "owner___another_spelling").mkdir(parents=True)
+    assert not hub.absent("datasets", "owner/set"), "it may be that one"
+    assert hub.absent("models", "owner/set")
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "answers", lambda: True)
+        assert not hub.absent("models", "owner/set")

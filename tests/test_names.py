@@ -55,8 +55,34 @@ def test_a_name_that_is_nothing_is_told_with_the_nearest(tmp_path, given, said):
 
 
 @pytest.mark.parametrize("given", ["demo", str(DEMO_MODEL), "gpt2", "meta-llama/Meta-Llama-3-8B", "{here}"])
-def test_a_model_may_be_a_folder_or_on_the_hub(tmp_path, given):
+def test_a_model_may_be_a_folder_or_on_the_hub(tmp_path, given, monkeypatch):
+    monkeypatch.setattr(names.hub, "answers", lambda: True)
     names.check_model(given.format(here=tmp_path), "model.name")
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("owner/set", ["owner/set"]),
+        ("owner/set:valid", ["owner/set"]),
+        ("hh_harmless:test", ["Anthropic/hh-rlhf"]),
+        ("judgebench", ["ScalerLab/JudgeBench"]),
+        ("judgebench={here}", []),
+        ("demo", []),
+        ("{here}", []),
+    ],
+)
+def test_what_is_on_a_hub_that_cannot_be_reached_is_told(tmp_path, given, asked, monkeypatch):
+    looked = []
+    monkeypatch.setattr(names.hub, "absent", lambda kind, name: looked.append(name) or True)
+    if not asked:
+        names.check_data(given.format(here=tmp_path), "data.train")
+        return
+    with pytest.raises(UserError, match=f"{asked[0]} cannot be reached and is in no cache; without a network"):
+        names.check_data(given.format(here=tmp_path), "data.train")
+    assert sorted({*looked}) == asked
+    monkeypatch.setattr(names.hub, "absent", lambda kind, name: False)
+    names.check_data(given, "data.train")
 
 
 @pytest.mark.parametrize(

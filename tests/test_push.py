@@ -32,7 +32,7 @@ def final(tmp_path):
 @pytest.fixture
 def pushed(final, monkeypatch):
     """push(config) to a stand-in, as a process does for which that is the hub; what it says."""
-    reached.settle.cache_clear()
+    reached.answers.cache_clear()
     for name in ("HF_HUB_OFFLINE", *reached.PROXIES):
         monkeypatch.delenv(name, raising=False)
     for module, name in (
@@ -51,7 +51,7 @@ def pushed(final, monkeypatch):
         return said
 
     yield run
-    reached.settle.cache_clear()
+    reached.answers.cache_clear()
 
 
 def of_the_model(folder):

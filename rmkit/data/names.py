@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rmkit.config import DEMO, DEMO_MODEL
+from rmkit.data import hub
 from rmkit.data.benchmarks import BENCHMARKS
 from rmkit.data.named import NAMED
 from rmkit.errors import UserError
@@ -28,6 +29,9 @@ def kind_of(given: str, field: str) -> Kind:
     if benchmark in BENCHMARKS:
         if clone and not Path(clone).exists():
             raise UserError(field, given, "there is no such path")
+        if not (clone or BENCHMARKS[benchmark].hub):
+            hint = f"it is no set on the hub; clone its repository and give {benchmark}=PATH"
+            raise UserError(field, given, hint)
         return "benchmark"
     base, _, asked = given.partition(":")
     if base in NAMED or (base == DEMO and asked in ("", "train", "test")):
@@ -35,6 +39,18 @@ def kind_of(given: str, field: str) -> Kind:
     if _OWNED.fullmatch(base) and not base.endswith(SUFFIXES):
         return "hub"
     raise UserError(field, given or repr(given), _unknown(given))
+
+
+def check_data(given: str, field: str) -> None:
+    """UserError about `field` where a name of data can be nothing, or is on a hub that cannot be reached."""
+    kind, base = kind_of(given, field), given.partition(":")[0]
+    if kind == "benchmark":
+        sets = [] if "=" in given else [name for name, _ in BENCHMARKS[given].hub]
+    else:
+        sets = [NAMED[base].hub] if base in NAMED and kind == "named" else [base] if kind == "hub" else []
+    if lost := [name for name in sets if hub.absent("datasets", name)]:
+        hint = f"no such path here, and the hub's set {lost[0]} cannot be reached and is in no cache"
+        raise UserError(field, given, f"{hint}; without a network, give the path of a local file")
 
 
 def _unknown(given: str) -> str:
@@ -50,10 +66,15 @@ def _unknown(given: str) -> str:
 
 
 def check_model(given: str, field: str) -> None:
-    """UserError about `field` where a name can be neither a model's folder nor a hub id; "demo" and the place of its
-    model are made where they are needed."""
+    """UserError about `field` where a name can be neither a model's folder nor a hub id, or is on a hub that cannot be
+    reached; "demo" and the place of its model are made where they are needed."""
     path = Path(given)
-    if given in (DEMO, str(DEMO_MODEL)) or _HUB_ID.fullmatch(given) or (given and path.exists()):
+    if given in (DEMO, str(DEMO_MODEL)) or (given and path.exists()):
+        return
+    if _HUB_ID.fullmatch(given):
+        if hub.absent("models", given):
+            hint = f"no model configuration was found on this disk{elsewhere(path) or _nearest(path)}"
+            raise UserError(field, given, f"{hint}; the hub cannot be reached")
         return
     hint = f"there is no such folder{elsewhere(path) or _nearest(path)}"
     raise UserError(field, given or repr(given), f"{hint}; a hub id is NAME or OWNER/NAME")

@@ -185,9 +185,6 @@ def _benchmark(name: str, where: str, split: Split) -> Iterator[tuple[Source, Da
             for source, rows in _local(file, split, lambda text: None):
                 yield replace(source, shown=f"{name}={source.shown}", own_split="", benchmark=name), rows
         return
-    if not known.hub:
-        hint = f"it is no set on the hub; clone its repository and give {name}=PATH"
-        raise UserError(f"data.{split}", name, hint)
     for hub, part in known.hub:
         similar = f"{name}=PATH, with the path of a clone"
         yield Source(shown=f"{name}:{hub}:{part}", benchmark=name, split=part), _hub(name, hub, part, None, similar)
