@@ -42,6 +42,7 @@ def test_a_path_comes_before_a_name(tmp_path, monkeypatch):
         ("hh_harmles", "did you mean hh_harmless?"),
         ("owner/set.jsonl", "no such file or folder"),
         ("{here}/pair.jsonl", "did you mean {here}/pairs.jsonl?"),
+        ("{here}/q.jsonl", "no such file or folder, named set or hub id (named sets"),
         ("{here}/pairs.jsonl:test", "a path takes no :SPLIT"),
         ("rmb={here}/nowhere", "rmb={here}/nowhere: there is no such path"),
     ],

@@ -87,7 +87,9 @@ def elsewhere(path: Path) -> str:
 
 
 def _nearest(path: Path, known: list[str] | None = None) -> str:
-    """Which of `known` or of the files beside `path` is like it, in words; "" where none is."""
-    beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(str(path), [*(known or ()), *beside], n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    """Which of `known` or of the files beside `path` is called nearly so, in words; "" where none is."""
+    # Without suffixes: every .jsonl would be like any other.
+    beside = {entry.stem: str(entry) for entry in path.parent.iterdir()} if path.parent.is_dir() else {}
+    called = {name: name for name in known or ()} | beside
+    close = difflib.get_close_matches(path.stem, called, n=1)
+    return f", did you mean {called[close[0]]}?" if close else ""
