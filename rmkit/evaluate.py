@@ -139,7 +139,7 @@ def write_results(
     terminal: Terminal,
 ) -> None:
     """Measure, write OUT/ and the file for RewardBench, and show the closing table."""
-    from rmkit.evaluation import metrics, report
+    from rmkit.evaluation import figures, metrics, report
 
     columns = metrics.columns(preferences, scored, other)
     measured = metrics.measure(preferences, scored, other, columns, counts.bad_rows)
@@ -155,7 +155,7 @@ def write_results(
     write(config, described, columns, page)
     if config.export:
         write_rewardbench(Path(config.export[1]), preferences.select(scored.rows), terminal.say)
-    terminal.table([*metrics.key_figures(described), ("report", f"{config.out}/report.html")])
+    terminal.table([*figures.key_figures(described), ("report", f"{config.out}/report.html")])
 
 
 def write(config: EvaluateConfig, described: dict, columns: dict[str, np.ndarray], page: str) -> None:

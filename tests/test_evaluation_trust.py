@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmkit.evaluation import metrics, scores, trust
+from rmkit.evaluation import figures, scores, trust
 from rmkit.model.posterior import Posterior, posterior
 from rmkit.storage.trust import Trust
 
@@ -38,13 +38,13 @@ def test_auroc_by_hand():
 
 @pytest.mark.parametrize(("sign", "all_are"), [(1.0, "right"), (-1.0, "wrong")])
 def test_why_there_is_no_auroc_is_said(sign, all_are):
-    rows = dict(metrics._trusted(trust.measure(sign * np.arange(1.0, 4.0), None, None)))
+    rows = dict(figures._trusted(trust.measure(sign * np.arange(1.0, 4.0), None, None)))
     assert rows["AUROC of wrong"] == f"not known: all pairs are {all_are}"
 
 
 def test_the_margin_has_an_auroc_without_a_posterior():
     found = trust.measure(np.array([3.0, -1.0, 2.0]), None, None)
-    assert dict(metrics._trusted(found))["AUROC of wrong"] == "1.000 by |margin|"
+    assert dict(figures._trusted(found))["AUROC of wrong"] == "1.000 by |margin|"
 
 
 def test_the_temperature_mends_what_is_too_sure():
@@ -65,10 +65,10 @@ def test_the_temperature_mends_what_is_too_sure():
 
 def test_the_closing_table_says_what_the_temperature_was_fitted_on():
     margin = np.random.default_rng(0).normal(1, 2, 50)
-    rows = dict(metrics._trusted(trust.measure(margin, None, Trust(temperature=2.0, held_out_pairs=1234))))
+    rows = dict(figures._trusted(trust.measure(margin, None, Trust(temperature=2.0, held_out_pairs=1234))))
     told = "fitted on 1,234 held-out pairs of training; on these very pairs it is a fit, not a forecast"
     assert rows["its temperature"] == told
-    assert "its temperature" not in dict(metrics._trusted(trust.measure(margin, None, None)))
+    assert "its temperature" not in dict(figures._trusted(trust.measure(margin, None, None)))
 
 
 def test_a_model_that_says_nothing_of_itself_is_judged_by_its_margins():

@@ -14,7 +14,7 @@ from markupsafe import escape
 
 from rmkit.data.cache import features
 from rmkit.data.counts import Counts
-from rmkit.evaluation import metrics, plots, report, statistics
+from rmkit.evaluation import figures, metrics, plots, report, statistics
 from rmkit.evaluation.scores import Scored
 from rmkit.storage.trust import Trust
 from support.page_reader import EVIL, read, text_of
@@ -157,7 +157,7 @@ def test_the_other_model_has_every_table_that_it_would_have_as_the_first():
     assert re.search("<h2>Subsets.*(?=<h2>Against)", head, re.DOTALL)[0].replace("h2>", "h3>").strip() not in other
     assert "The temperature of training is 1.500, fitted on 40 held-out pairs" in other
     text = text_of(page)
-    for name, value in metrics.figures(described["against"]):
+    for name, value in figures.figures(described["against"]):
         assert f"{name} {value}" in text.partition("The other model:")[2]
     assert not [name for name, _ in read(page).attributes if name == "id"], "two tables of a kind would share it"
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 
 from rmkit.evaluation import plots
-from rmkit.evaluation.metrics import BY, Columns, accuracy_of, controlled, figures, key_figures, number, rows_of
+from rmkit.evaluation.figures import BY, accuracy_of, controlled, figures, key_figures, number, rows_of
+from rmkit.evaluation.metrics import Columns
 from rmkit.evaluation.page import render
 
 QUOTE = 900
