@@ -66,9 +66,11 @@ def test_what_fills_the_rectangle_routes_nothing(kind):
         chosen, rejected = zip(*pairs, strict=True)
         batch = pack(sequences, chosen, rejected, layout="padded", pad_token_id=filler)
         found.append(model(batch, LossConfig()))
-    assert torch.equal(found[0].rewards, found[1].rewards)
+    # Not bit for bit: another filler sends other numbers of rows to an expert, and on some processors the round-off of
+    # a product depends on that. A token that lost its expert would be off by far more than the ladder's bound.
     alone = torch.cat([rewards_of(model, [each], "padded") for each in sequences])
-    assert gap(found[0].rewards, alone) < 1e-5
+    for filled in found:
+        assert gap(filled.rewards, alone) < 1e-5
 
 
 @pytest.mark.parametrize("layout", ["padded", "trie"])
