@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 
 from rmkit.data.json_rows import BLOCK, rows, unit
-from rmkit.data.names import SUFFIXES
 
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 GZIP = b"\x1f\x8b"
 """How a gzip file starts"""
 _POINTER = b"version https://git-lfs"

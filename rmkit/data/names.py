@@ -8,13 +8,11 @@ from typing import Literal
 from rmkit.config import DEMO, DEMO_MODEL
 from rmkit.data import hub
 from rmkit.data.benchmarks import BENCHMARKS
+from rmkit.data.files import SUFFIXES
 from rmkit.data.named import NAMED
 from rmkit.errors import UserError
 
 Kind = Literal["path", "benchmark", "named", "hub"]
-
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-"""Kinds of data files"""
 
 _OWNED = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?[\w.-]+")
@@ -43,11 +41,13 @@ def kind_of(given: str, field: str) -> Kind:
 
 def check_data(given: str, field: str) -> None:
     """UserError about `field` where a name of data can be nothing, or is on a hub that cannot be reached."""
-    kind, base = kind_of(given, field), given.partition(":")[0]
-    if kind == "benchmark":
-        sets = [] if "=" in given else [name for name, _ in BENCHMARKS[given].hub]
-    else:
-        sets = [NAMED[base].hub] if base in NAMED and kind == "named" else [base] if kind == "hub" else []
+    kind, base, sets = kind_of(given, field), given.partition(":")[0], []
+    if kind == "benchmark" and "=" not in given:
+        sets = [name for name, _ in BENCHMARKS[given].hub]
+    elif kind == "named" and base != DEMO:
+        sets = [NAMED[base].hub]
+    elif kind == "hub":
+        sets = [base]
     if lost := [name for name in sets if hub.absent("datasets", name)]:
         hint = f"no such path here, and the hub's set {lost[0]} cannot be reached and is in no cache"
         raise UserError(field, given, f"{hint}; without a network, give the path of a local file")

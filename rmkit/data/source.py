@@ -21,10 +21,10 @@ from rmkit.config import DEMO
 from rmkit.data.benchmarks import BENCHMARKS
 from rmkit.data.cache import build
 from rmkit.data.counts import BAD, Counts
-from rmkit.data.files import is_data
+from rmkit.data.files import SUFFIXES, is_data
 from rmkit.data.hub import settle as hub_settled
 from rmkit.data.named import NAMED
-from rmkit.data.names import SUFFIXES, kind_of
+from rmkit.data.names import kind_of
 from rmkit.data.reading import AS_JSON, Source
 from rmkit.errors import UserError, plain
 

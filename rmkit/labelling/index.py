@@ -123,11 +123,10 @@ def _entries(
             counts["rows"] += 1
             counts["speakers"] += any(holds_turns(sample.prompt) for sample in of_row[:1])
             for sample in of_row[:1]:  # what is not read of a row is the same for all
-                for name in ("kept", "unused"):
+                kept = sample.unread & sample.record.keys()
+                for name, fields in (("kept", kept), ("unused", sample.unread - kept)):
                     if len(counts[name]) < MOST_NAMES:
-                        counts[name] |= {
-                            field for field in sample.unread if (field in sample.record) == (name == "kept")
-                        }
+                        counts[name] |= fields
             for part, sample in enumerate(of_row):
                 held.append((row.offset, sample.group, sample.text, row.length, row.number, part, sample.of_pair))
             if len(held) >= BATCH:
